@@ -1,0 +1,1 @@
+"""trade-stream: real-time trade streaming on Apache Kafka."""

@@ -1,0 +1,38 @@
+"""The command line: one module for each family of commands; it builds nothing itself."""
+
+import typer
+
+from app import consumer, producer
+from app.cli import broker, dlq, inspect, positions, run, topics
+from app.cli import replay as replay_command
+from app.lifecycle import run_command
+
+EXIT_CODES = """Exit codes: 0 done; 1 failed, and the last line says why; 2 wrong settings or
+options; 3 not running, or nothing found; 4 a partition waits for a person; 130 interrupted."""
+
+app = typer.Typer(
+    name="trade-stream",
+    help="Real-time trade streaming on Apache Kafka.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(run.demo)
+app.command("up")(run.up)
+app.command("produce")(producer.main)
+app.command("consume")(run.consume)
+app.command("replay")(replay_command.replay)
+app.add_typer(broker.app, name="broker")
+app.add_typer(topics.app, name="topics")
+app.add_typer(positions.app, name="positions")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(inspect.gap, name="gap")
+app.add_typer(inspect.config, name="config")
+app.command("lag")(inspect.lag)
+app.command("doctor")(inspect.doctor)
+app.command("version")(inspect.version)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    run_command(app)

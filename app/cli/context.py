@@ -1,0 +1,70 @@
+"""What commands share: connections, output, options."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.config import Settings
+from app.kafka_io import connect
+from app.kafka_io.connect import until_connected
+from app.kafka_io.log_reader import KafkaLogReader
+from app.lifecycle import start_up
+from app.ports import Publisher
+
+T = TypeVar("T")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ConnectTimeoutOption = Annotated[
+    float, typer.Option("--connect-timeout", min=0, help="Seconds to wait for a broker.")
+]
+CONNECT_TIMEOUT_S = 30.0
+
+
+@asynccontextmanager
+async def open_publisher(connect_timeout_s: float) -> AsyncIterator[tuple[Settings, Publisher]]:
+    """Read the settings, wait for a broker, see to the topics, and give a started publisher."""
+    settings = start_up()
+    async with connect.open_publisher(settings, connect_timeout_s=connect_timeout_s) as publisher:
+        yield settings, publisher
+
+
+def ask(
+    question: Callable[[Settings, KafkaLogReader], Awaitable[T]], connect_timeout_s: float
+) -> T:
+    """Answer a question about what is stored, waiting for a broker if none answers."""
+    settings = start_up()
+    reader = KafkaLogReader(settings)
+
+    async def answer() -> T:
+        return await until_connected(
+            lambda: question(settings, reader), timeout_s=connect_timeout_s
+        )
+
+    return asyncio.run(answer())
+
+
+def show(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> None:
+    """Print rows as JSON, or as a table for a person."""
+    if as_json:
+        typer.echo(json.dumps(list(rows), indent=2))
+    elif not rows:
+        typer.echo(empty)
+    else:
+        Console().print(table(rows))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay rows out in columns, by the keys of the first; numbers to the right."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for name, value in rows[0].items():
+        is_number = isinstance(value, int | float)
+        drawn.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*("" if value is None else str(value) for value in row.values()))
+    return drawn

@@ -1,0 +1,188 @@
+"""Bytes to events and back: JSON, read strictly and bounded before anything is built from it."""
+
+import json
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import msgspec
+
+from app.errors import DecodeError
+from app.models import Amount, TradeEvent
+
+MAX_VALUE_BYTES: Final = 64 * 1024
+MAX_DEPTH: Final = 8
+SCHEMA_VERSION: Final = 1
+
+_decode_event = msgspec.json.Decoder(TradeEvent).decode
+_encode = msgspec.json.Encoder().encode
+_FIELDS: Final = frozenset(TradeEvent.__struct_fields__)
+_NAMED_FIELD = re.compile(r"\$\.([a-z_]+)(?:\[\.*\d*\]\.([a-z_]+))?", re.ASCII)
+
+
+class _ExactFee(msgspec.Struct):
+    amount: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _ExactNumbers(msgspec.Struct):
+    """The number literals of an event, as they were written."""
+
+    price: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    quantity: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    contract_multiplier: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    fx_rate: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    timestamp: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    fees: list[_ExactFee] | None = None
+
+
+_decode_numbers = msgspec.json.Decoder(_ExactNumbers).decode
+
+
+def reason_name(field: str) -> str:
+    """Give the word that stands for a field in reason codes: kebab, `multiplier` for its field."""
+    return "multiplier" if field == "contract_multiplier" else field.replace("_", "-")
+
+
+def encode_event(event: TradeEvent) -> bytes:
+    """Write an event as compact JSON; fields that are not set are left out."""
+    return _encode(event)
+
+
+def decode_event(value: bytes | None) -> tuple[TradeEvent, bool, int]:
+    """Read one record value as a trade event.
+
+    Numbers keep every digit they were written with: a literal with a point or an exponent comes out
+    as `Decimal`, never through a binary fraction.
+
+    Args:
+        value: JSON text in UTF-8, one object of at most 64 KiB; `None` is a tombstone.
+
+    Returns:
+        The event; whether it is plain: only the six required fields, `book` and `published_at` are
+        in it; and how many of its fields we do not know (tolerated, so that senders may add some).
+
+    Raises:
+        DecodeError: With a reason code of the parse or the field layer.
+    """
+    if not value:
+        raise DecodeError("body-empty", "the record has no value")
+    if len(value) > MAX_VALUE_BYTES:
+        raise DecodeError("body-too-large", f"the value is larger than {MAX_VALUE_BYTES} bytes")
+    try:
+        event = _decode_event(value)
+        is_plain = value.count(b'"') == _plain_quotes(event)
+        unknown_fields = 0 if is_plain else _inspect(value)
+        if _has_float(event, is_plain=is_plain):
+            event = _with_exact_numbers(event, value)
+    except DecodeError:
+        raise
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise _classified(value, exc) from exc
+    if event.schema_version is not None and event.schema_version != SCHEMA_VERSION:
+        raise DecodeError("schema-version-unsupported", f"schema_version must be {SCHEMA_VERSION}")
+    return event, is_plain, unknown_fields
+
+
+def _plain_quotes(event: TradeEvent) -> int:
+    """Count the quotation marks of an event that has the common fields, each once, and no other.
+
+    Every key has two and every string has two, so a body with exactly this many has no room for a
+    repeated key, an unknown one or a rare one: it needs no closer look.
+    """
+    return (
+        18  # six keys, and the three of their values that are always strings
+        + 2 * (type(event.price) is str)
+        + 2 * (type(event.quantity) is str)
+        + 2 * (type(event.timestamp) is str)
+        + (event.book is not None and 4)
+        + (event.published_at is not None and 4)
+    )
+
+
+def _has_float(event: TradeEvent, *, is_plain: bool) -> bool:
+    if type(event.price) is float or type(event.quantity) is float:
+        return True
+    if type(event.timestamp) is float or is_plain:
+        return type(event.timestamp) is float
+    return (
+        type(event.contract_multiplier) is float
+        or type(event.fx_rate) is float
+        or any(type(fee.amount) is float for fee in event.fees or ())
+    )
+
+
+def _with_exact_numbers(event: TradeEvent, value: bytes) -> TradeEvent:
+    numbers = _decode_numbers(value)
+    fees = event.fees
+    if fees and numbers.fees:
+        fees = [
+            msgspec.structs.replace(fee, amount=_exact("fee_amount", fee.amount, exact.amount))
+            for fee, exact in zip(fees, numbers.fees, strict=True)
+        ]
+    multiplier, timestamp = numbers.contract_multiplier, numbers.timestamp
+    return msgspec.structs.replace(
+        event,
+        price=_exact("price", event.price, numbers.price),
+        quantity=_exact("quantity", event.quantity, numbers.quantity),
+        contract_multiplier=_exact("contract_multiplier", event.contract_multiplier, multiplier),
+        fx_rate=_exact("fx_rate", event.fx_rate, numbers.fx_rate),
+        timestamp=_exact("timestamp", event.timestamp, timestamp),
+        fees=fees,
+    )
+
+
+def _exact(
+    field: str, decoded: Amount | None, literal: msgspec.Raw | msgspec.UnsetType
+) -> Amount | None:
+    if type(decoded) is not float or literal is msgspec.UNSET:
+        return decoded
+    try:
+        return Decimal(bytes(literal).decode())
+    except InvalidOperation as exc:  # an exponent beyond what the decimal module holds
+        raise DecodeError(f"{reason_name(field)}-out-of-range", f"{field} is out of range") from exc
+
+
+def _inspect(value: bytes) -> int:
+    """Look closely at a body that is no plain one: refuse repeated keys and deep nesting.
+
+    Returns:
+        The number of unknown fields at the top.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            raise DecodeError("body-duplicate-key", "an object has the same key twice")
+        return fields
+
+    # Decoded here: what skips over an unknown field has not looked whether it is UTF-8.
+    body = json.loads(value.decode(), object_pairs_hook=unique, parse_int=str, parse_float=str)
+    _check_depth(body, MAX_DEPTH)
+    return len(body.keys() - _FIELDS)
+
+
+def _check_depth(node: object, allowed: int) -> None:
+    if isinstance(node, dict | list):
+        if not allowed:
+            raise DecodeError("body-too-deep", f"the body is nested deeper than {MAX_DEPTH}")
+        for child in node.values() if isinstance(node, dict) else node:
+            _check_depth(child, allowed - 1)
+
+
+def _classified(value: bytes, exc: Exception) -> DecodeError:
+    """Name the reason why a body was refused; only refused bodies pay for it."""
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return DecodeError("body-not-utf8", "the value is not UTF-8")
+    if isinstance(exc, RecursionError):
+        return DecodeError("body-too-deep", f"the body is nested deeper than {MAX_DEPTH}")
+    if not isinstance(exc, msgspec.ValidationError):
+        return DecodeError("body-not-json", "the value is not JSON")
+    named = _NAMED_FIELD.search(str(exc))
+    if named is None:
+        return DecodeError("body-not-object", "the value is not one JSON object")
+    field = named.group(1) if named.group(2) is None else f"fee_{named.group(2)}"
+    if "out of range" in str(exc):
+        return DecodeError(f"{reason_name(field)}-out-of-range", f"{field} is out of range")
+    return DecodeError(f"{reason_name(field)}-wrong-type", f"{field} has the wrong type")

@@ -1,0 +1,581 @@
+"""TradeConsumer: batches in, positions and dead letters out, offsets committed after their effects.
+
+The loop owns every side effect. Per turn: settle the group's affairs, poll, process in chunks, and
+start a checkpoint when the last one is done. A partition is open from the moment its state is
+restored and its offset sought until it is revoked or something about it needs a person.
+"""
+
+import os.path
+import sys
+
+if not __package__:  # `python app/consumer.py`: put the root, not app/, on the path
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Final
+
+import structlog
+import typer
+
+from app.checkpoint import CheckpointResult, PartitionEffects, run_checkpoint
+from app.config import KeyMismatch, OnGap, Settings
+from app.dead_letters import dead_letter
+from app.errors import OffsetGapError, TransportError
+from app.headers import Origin
+from app.kafka_io.connect import open_publisher, open_source
+from app.kafka_io.log_reader import KafkaLogReader
+from app.lifecycle import EXIT_NEEDS_PERSON, run_command, run_with_stop, start_up
+from app.models import Fate, Position
+from app.ports import LogReader, OutgoingRecord, Publisher, RecordBatch, RecordSource
+from app.services import BatchResult, TradeProcessor
+from app.starting_point import starting_point
+from app.stats import ConsumerStats
+from app.stores.changelog import Changelog
+from app.timestamps import TimestampError, parse_timestamp
+
+log = structlog.get_logger(__name__)
+
+POLL_TIMEOUT_S: Final = 0.1
+PROGRESS_INTERVAL_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 30.0
+RETRY_PAUSE_S: Final = 0.5
+FINISH_TIMEOUT_S: Final = 12.0
+"""Longest wait for the last checkpoint before partitions are given up."""
+
+
+@dataclass(slots=True)
+class _Partition:
+    """One partition that is ours, with its state."""
+
+    number: int
+    processor: TradeProcessor
+    next_offset: int
+    effects_from: int
+    committed: int
+    changelog_offset: int
+    last_write_s: float
+    effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
+    is_settled: bool = True  # every effect so far is acknowledged and committed
+
+    @property
+    def has_work(self) -> bool:
+        return self.next_offset > self.committed or bool(self.effects.positions)
+
+
+class TradeConsumer:
+    """Consumes trades of one topic as a member of a group.
+
+    Args:
+        source: The group member, started.
+        publisher: Where dead letters, re-keyed trades and positions go, started.
+        reader: Reads the positions topic at a restore.
+        partition_of: Partition that a record key belongs to.
+        settings: Intervals, bounds and policies.
+        now_ns: Wall clock, UTC nanoseconds; for stamps and latency only.
+        monotonic: Clock of every duration, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: RecordSource,
+        publisher: Publisher,
+        reader: LogReader,
+        partition_of: Callable[[bytes], int],
+        settings: Settings,
+        now_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._publisher = publisher
+        self._partition_of = partition_of
+        self._settings = settings
+        self._now_ns = now_ns
+        self._monotonic = monotonic
+        self._changelog = Changelog(
+            reader=reader,
+            topic=settings.positions_topic,
+            source_topic=settings.kafka_topic,
+            group=settings.kafka_group_id,
+        )
+        self.stats = ConsumerStats()
+        self._epoch = 0
+        self._open: dict[int, _Partition] = {}
+        self._left: dict[int, _Partition] = {}
+        self._restoring: dict[int, asyncio.Task[_Partition | None]] = {}
+        self._checkpoint: asyncio.Task[CheckpointResult] | None = None
+        self._in_checkpoint: dict[int, PartitionEffects] = {}
+        self._checkpoint_started_s = 0.0
+        self._is_paused = False
+        self._progress_s = monotonic()
+
+    # -- the loop
+
+    async def run(self, stop: asyncio.Event, *, until_caught_up: bool = False) -> ConsumerStats:
+        """Consume until told to stop, then finish what is in hand.
+
+        Args:
+            stop: Set it to stop after the chunk in hand; a last checkpoint follows.
+            until_caught_up: Stop as well when every partition of ours has been read to its end.
+
+        Returns:
+            What was counted; `stats.stopped` names partitions that wait for a person.
+
+        Raises:
+            TopicError: A topic is not fit, such as positions of another group.
+            OwnershipError: Another owner writes our state.
+        """
+        try:
+            while not stop.is_set():
+                is_idle = await self._turn()
+                if until_caught_up and is_idle and await self._is_caught_up():
+                    break
+            await self._finish()
+        finally:
+            await self._abandon()
+        return self.stats
+
+    async def _turn(self) -> bool:
+        """Do one round of the loop; tell whether there was nothing to do."""
+        if self._source.is_revoking:
+            await self._finish()
+            await self._close_all()
+            self._source.confirm_revocation()
+        if self._source.assignment.epoch != self._epoch:
+            await self._adopt()
+        self._open_restored()
+        self._settle_checkpoint()
+        await self._bound_work_in_flight()
+        try:
+            batches = await self._source.poll(timeout_s=0 if self._is_paused else POLL_TIMEOUT_S)
+        except TransportError as exc:
+            log.warning("poll_failed", error=str(exc))
+            self._seek_all()
+            await asyncio.sleep(RETRY_PAUSE_S)
+            return False
+        except OffsetGapError as exc:
+            await self._check_gaps(exc)
+            return False
+        for batch in batches:
+            await self._process(batch)
+        self._maybe_checkpoint(is_idle=not batches)
+        self._report_progress()
+        return not batches
+
+    async def _process(self, batch: RecordBatch) -> None:
+        partition = self._open.get(batch.partition)
+        if partition is None or batch.epoch != self._epoch:
+            return  # read for an assignment that is over, or before its gate was opened
+        if self.stats.first_ns is None and batch.values:
+            self.stats.first_ns = time.monotonic_ns()
+        size = self._settings.consumer_chunk_records
+        for start in range(0, len(batch.values), size):
+            chunk = batch if len(batch.values) <= size else _slice(batch, start, start + size)
+            result = partition.processor.process_batch(chunk, effects_from=partition.effects_from)
+            self._collect(partition, chunk, result)
+            await asyncio.sleep(0)  # heartbeats, fetches and sends share this loop
+            if batch.epoch != self._source.assignment.epoch:
+                return
+        partition.next_offset = batch.next_offset
+
+    def _collect(self, partition: _Partition, batch: RecordBatch, result: BatchResult) -> None:
+        effects = partition.effects
+        now_ns = self._now_ns()
+        settings = self._settings
+        sends: list[tuple[int, OutgoingRecord]] = [
+            (
+                refusal.index,
+                dead_letter(
+                    batch.records[refusal.index],
+                    refusal,
+                    topic=settings.dlq_topic,
+                    source_topic=settings.kafka_topic,
+                    source_partition=partition.number,
+                    group=settings.kafka_group_id,
+                    failed_at_ns=now_ns,
+                ),
+            )
+            for refusal in result.refusals
+        ]
+        sends += [
+            (index, self._rekeyed(partition.number, batch, index, key))
+            for index, key in result.misplaced
+        ]
+        effects.sends += [record for _, record in sorted(sends, key=lambda send: send[0])]
+        effects.positions.update(result.changed)
+        effects.fates.update(result.fates)
+        effects.fates[Fate.DEAD_LETTERED] += len(result.refusals)
+        effects.fates[Fate.REKEYED] += len(result.misplaced)
+        effects.reasons.update(refusal.reason for refusal in result.refusals)
+        effects.published_at += result.published_at
+        self.stats.suspects.update(result.suspects)
+        self.stats.unknown_fields += result.unknown_fields
+        self.stats.already_applied += result.already_applied
+        self.stats.repaired += result.repaired
+        partition.next_offset = batch.next_offset
+        partition.is_settled = False
+
+    def _rekeyed(self, partition: int, batch: RecordBatch, index: int, key: str) -> OutgoingRecord:
+        record = batch.records[index]
+        origin = Origin(self._settings.kafka_topic, partition, record.offset)
+        encoded = key.encode()
+        return OutgoingRecord(
+            topic=self._settings.kafka_topic,
+            key=encoded,
+            value=record.value,
+            headers=[*record.headers, origin.to_header()],
+            partition=self._partition_of(encoded),
+            timestamp_ms=record.timestamp,
+        )
+
+    async def _bound_work_in_flight(self) -> None:
+        """Hold the partitions while too much waits for acknowledgement: backpressure, not growth."""
+        in_flight = sum(p.next_offset - p.committed for p in self._open.values())
+        if in_flight < self._settings.commit_every:
+            if self._is_paused:
+                self._is_paused = False
+                self._source.resume(self._open.keys())
+            return
+        self._start_checkpoint()
+        if self._checkpoint is not None:
+            await asyncio.wait([self._checkpoint], timeout=POLL_TIMEOUT_S)
+            if not self._checkpoint.done() and not self._is_paused:
+                self._is_paused = True  # polling goes on, so that the group sees us alive
+                self._source.pause(self._open.keys())
+        self._settle_checkpoint()
+
+    # -- checkpoints
+
+    def _maybe_checkpoint(self, *, is_idle: bool) -> None:
+        waited_s = self._monotonic() - self._checkpoint_started_s
+        if is_idle or waited_s * 1000 >= self._settings.commit_interval_ms:
+            self._add_heartbeats()
+            self._start_checkpoint()
+
+    def _add_heartbeats(self) -> None:
+        now_s = self._monotonic()
+        for partition in self._open.values():
+            if now_s - partition.last_write_s >= self._settings.positions_heartbeat_s:
+                partition.last_write_s = now_s
+                partition.effects.heartbeat = self._changelog.heartbeat(
+                    partition.number, partition.next_offset - 1
+                )
+
+    def _start_checkpoint(self) -> None:
+        if self._checkpoint is not None:
+            return
+        for partition in self._open.values():
+            if partition.has_work or partition.effects.heartbeat is not None:
+                effects, partition.effects = partition.effects, PartitionEffects(0)
+                # Never backwards: a margin is read again below what is committed.
+                effects.next_offset = max(partition.next_offset, partition.committed)
+                effects.changelog_offset = partition.changelog_offset
+                self._in_checkpoint[partition.number] = effects
+        if not self._in_checkpoint:
+            return
+        self._checkpoint_started_s = self._monotonic()
+        self._checkpoint = asyncio.ensure_future(
+            run_checkpoint(
+                self._in_checkpoint,
+                source=self._source,
+                publisher=self._publisher,
+                changelog=self._changelog,
+                positions={p.number: p.processor.positions for p in self._open.values()},
+            )
+        )
+
+    def _settle_checkpoint(self) -> None:
+        """Take the result of a checkpoint that has ended; raises what it raised."""
+        if self._checkpoint is None or not self._checkpoint.done():
+            return
+        done, self._checkpoint = self._checkpoint, None
+        settled, self._in_checkpoint = self._in_checkpoint, {}
+        result = done.result()
+        for number, why in result.refused.items():
+            self._stop_partition(number, why)
+        self.stats.checkpoints += result.is_committed
+        for number, effects in settled.items():
+            partition = self._open.get(number)
+            if partition is None:
+                continue
+            partition.changelog_offset = result.changelog_offsets.get(
+                number, partition.changelog_offset
+            )
+            for key in result.stale_keys.get(number, ()):
+                position = partition.processor.positions[key]
+                partition.effects.positions.setdefault(key, position)
+            if result.is_committed:
+                self._count(effects)
+                partition.committed = effects.next_offset
+            else:  # not ours any more, or unknown: a later commit covers these fates too
+                partition.effects.absorb_counts(effects)
+            if effects.positions:
+                partition.last_write_s = self._monotonic()
+            partition.is_settled = not partition.has_work
+
+    def _count(self, effects: PartitionEffects) -> None:
+        self.stats.fates.update(effects.fates)
+        self.stats.reasons.update(effects.reasons)
+        self.stats.last_ns = time.monotonic_ns()
+        now_ns = self._now_ns()
+        for published_at in effects.published_at:
+            try:
+                self.stats.latency.add(now_ns - parse_timestamp(published_at)[0])
+            except TimestampError:
+                continue  # not a stamp of ours; it decides nothing
+
+    async def _finish(self) -> None:
+        """Bring what is in hand to its checkpoint, within a bound."""
+        try:
+            async with asyncio.timeout(FINISH_TIMEOUT_S):
+                for _ in range(2):  # the one that runs, and the one for what came after it
+                    if self._checkpoint is not None:
+                        await asyncio.wait([self._checkpoint])
+                    self._settle_checkpoint()
+                    self._start_checkpoint()
+                if self._checkpoint is not None:
+                    await asyncio.wait([self._checkpoint])
+                self._settle_checkpoint()
+        except TimeoutError:
+            log.warning("checkpoint_given_up", timeout_s=FINISH_TIMEOUT_S)
+
+    async def _abandon(self) -> None:
+        """End every task of ours; what was sent and not committed is recognised when it returns."""
+        tasks = [*self._restoring.values(), *([self._checkpoint] if self._checkpoint else [])]
+        self._restoring.clear()
+        self._checkpoint = None
+        self._in_checkpoint = {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- assignment, restore, gaps
+
+    async def _close_all(self) -> None:
+        await self._abandon()
+        self._left |= {n: p for n, p in self._open.items() if p.is_settled}
+        self._open = {}
+
+    async def _adopt(self) -> None:
+        """Take over an assignment: every partition of it is restored before it is read."""
+        await self._close_all()
+        assignment = self._source.assignment
+        self._epoch = assignment.epoch
+        self._is_paused = False
+        self.stats.rebalances += 1
+        self.stats.stopped.clear()
+        log.info("partitions_assigned", partitions=sorted(assignment.partitions))
+        left, self._left = self._left, {}
+        for number in assignment.partitions:
+            self._restoring[number] = asyncio.ensure_future(
+                self._take_over(number, left.get(number))
+            )
+
+    async def _take_over(self, number: int, kept: _Partition | None) -> _Partition | None:
+        """Restore one partition; waits while a broker is away; `None` when a person has to decide."""
+        while True:
+            try:
+                return await self._restored(number, kept)
+            except OffsetGapError as exc:
+                self._stop_partition(number, str(exc))
+                return None
+            except TransportError as exc:
+                log.warning("restore_waits_for_broker", partition=number, error=str(exc))
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _restored(self, number: int, kept: _Partition | None) -> _Partition:
+        committed = (await self._source.committed([number]))[number]
+        if kept is not None and committed == kept.committed:
+            if await self._changelog.end_offset(number) == kept.changelog_offset:
+                return kept  # nobody has written since: the state is still the newest
+        restored = await self._changelog.restore(number)
+        first, end = (await self._source.offset_ranges([number]))[number]
+        start = starting_point(
+            committed=committed,
+            is_known=restored.is_known,
+            source_offset=restored.source_offset,
+            first=first,
+            end=end,
+            may_continue=self._settings.on_gap is OnGap.CONTINUE,
+        )
+        if start.is_first_start:
+            await self._source.commit({number: start.offset})
+        partition = _Partition(
+            number=number,
+            processor=self._processor(number, restored.positions.values()),
+            # Reading again from a margin is free, and mends a state that a late write put back.
+            next_offset=max(first, start.offset - self._settings.consumer_takeover_margin),
+            effects_from=start.offset,
+            committed=start.offset,
+            changelog_offset=restored.next_offset,
+            last_write_s=self._monotonic(),
+        )
+        positions = partition.processor.positions
+        partition.effects.positions = {key: positions[key] for key in restored.stale_keys}
+        return partition
+
+    def _processor(self, number: int, positions: Collection[Position]) -> TradeProcessor:
+        def belongs(key: str) -> bool:
+            return self._partition_of(key.encode()) == number
+
+        return TradeProcessor(
+            positions,
+            default_currency=self._settings.defaults_currency,
+            belongs=None if self._settings.key_mismatch is KeyMismatch.ACCEPT else belongs,
+            rekeys=self._settings.key_mismatch is KeyMismatch.REKEY,
+        )
+
+    def _open_restored(self) -> None:
+        for number, task in list(self._restoring.items()):
+            if not task.done():
+                continue
+            del self._restoring[number]
+            partition = task.result()
+            if partition is not None:
+                self._open[number] = partition
+                self._source.seek(number, partition.next_offset)
+                log.info(
+                    "partition_opened",
+                    partition=number,
+                    offset=partition.next_offset,
+                    positions=len(partition.processor.positions),
+                )
+
+    def _seek_all(self) -> None:
+        # A1: positions may have moved past records that nobody was given.
+        for partition in self._open.values():
+            self._source.seek(partition.number, partition.next_offset)
+
+    async def _check_gaps(self, exc: OffsetGapError) -> None:
+        """Find the partitions whose position fell out of the log, and stop those alone."""
+        log.warning("position_out_of_range", error=str(exc))
+        ranges = await self._source.offset_ranges(self._open.keys())
+        for number, (first, end) in ranges.items():
+            partition = self._open[number]
+            if first <= partition.next_offset <= end:
+                continue
+            try:
+                start = starting_point(
+                    committed=partition.next_offset,
+                    is_known=True,
+                    source_offset=partition.next_offset - 1,
+                    first=first,
+                    end=end,
+                    may_continue=self._settings.on_gap is OnGap.CONTINUE,
+                )
+            except OffsetGapError as gap:
+                self._stop_partition(number, str(gap))
+            else:
+                partition.next_offset = start.offset
+        self._seek_all()
+
+    def _stop_partition(self, number: int, why: str) -> None:
+        log.error("partition_stopped", partition=number, why=why)
+        self.stats.stopped[number] = why
+        self._open.pop(number, None)
+        self._source.pause([number])
+
+    async def _is_caught_up(self) -> bool:
+        if self._epoch == 0 or self._restoring or self._checkpoint is not None:
+            return False
+        if any(p.has_work for p in self._open.values()):
+            return False
+        try:
+            ranges = await self._source.offset_ranges(self._open.keys())
+        except TransportError:
+            return False
+        return all(self._open[n].next_offset >= end for n, (_, end) in ranges.items())
+
+    def _report_progress(self) -> None:
+        now_s = self._monotonic()
+        if now_s - self._progress_s >= PROGRESS_INTERVAL_S:
+            self._progress_s = now_s
+            log.info(
+                "consumer_progress",
+                fates={fate.value: count for fate, count in self.stats.fates.items()},
+                in_flight=sum(p.next_offset - p.committed for p in self._open.values()),
+                partitions=len(self._open),
+                stopped=sorted(self.stats.stopped),
+            )
+
+
+def _slice(batch: RecordBatch, start: int, stop: int) -> RecordBatch:
+    offsets = batch.offsets[start:stop]
+    is_last = stop >= len(batch.offsets)
+    return replace(
+        batch,
+        records=batch.records[start:stop],
+        values=batch.values[start:stop],
+        offsets=offsets,
+        headers={i - start: h for i, h in batch.headers.items() if start <= i < stop},
+        next_offset=batch.next_offset if is_last else batch.offsets[stop],
+    )
+
+
+async def consume(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    until_caught_up: bool = False,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+) -> ConsumerStats:
+    """Run one consumer against real Kafka until it is told to stop; see `TradeConsumer.run`."""
+    async with (
+        open_publisher(settings, connect_timeout_s=connect_timeout_s) as publisher,
+        open_source(settings, connect_timeout_s=connect_timeout_s) as source,
+    ):
+        consumer = TradeConsumer(
+            source=source,
+            publisher=publisher,
+            reader=KafkaLogReader(settings),
+            partition_of=source.partition_of,
+            settings=settings,
+        )
+        return await consumer.run(stop, until_caught_up=until_caught_up)
+
+
+def main(
+    *,
+    until_caught_up: Annotated[
+        bool, typer.Option("--until-caught-up", help="Stop at the end of the topic.")
+    ] = False,
+    connect_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for a broker.", min=0)
+    ] = CONNECT_TIMEOUT_S,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    parent_pid: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Consume trades: validate, keep positions and PnL, dead-letter what cannot be used."""
+    settings = start_up()
+
+    async def run(stop: asyncio.Event) -> ConsumerStats:
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(_stop_with_parent(parent_pid, stop))
+            stats = await consume(
+                settings, stop, until_caught_up=until_caught_up, connect_timeout_s=connect_timeout
+            )
+            watching.cancel()
+        return stats
+
+    grace_s = settings.shutdown_graceful_timeout_s
+    stats = asyncio.run(run_with_stop(run, grace_s=grace_s))
+    typer.echo(json.dumps(stats.to_json()) if as_json else stats.to_text())
+    if stats.stopped:
+        raise typer.Exit(EXIT_NEEDS_PERSON)
+
+
+async def _stop_with_parent(parent_pid: int | None, stop: asyncio.Event) -> None:
+    """Stop when the supervisor that started us is gone, rather than live on unwatched."""
+    while parent_pid is not None and os.getppid() == parent_pid:
+        await asyncio.sleep(1)
+    if parent_pid is not None:
+        stop.set()
+
+
+if __name__ == "__main__":
+    run_command(lambda: typer.run(main))

@@ -1,0 +1,107 @@
+"""A dead letter: the original bytes, and beside them, in headers, what was wrong and where."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from app import headers as h
+from app.models import Refusal
+from app.ports import OutgoingRecord, Record
+from app.timestamps import NS_PER_MS, format_timestamp
+
+APP: Final = "trade-stream"
+MAX_ORIGINAL_HEADERS: Final = 32
+MAX_ORIGINAL_HEADER_BYTES: Final = 8 * 1024
+HEADERS_CUT: Final = "x-dlq-headers-cut"
+
+
+def _installed_version() -> str:
+    try:
+        return version(APP)
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0+checkout"
+
+
+APP_VERSION: Final = _installed_version()
+
+
+def dead_letter(
+    record: Record,
+    refusal: Refusal,
+    *,
+    topic: str,
+    source_topic: str,
+    source_partition: int,
+    group: str,
+    failed_at_ns: int,
+) -> OutgoingRecord:
+    """Build the dead letter of a record.
+
+    Key, value and timestamp are the original's, byte for byte, and its headers come first; a null
+    value becomes an empty one with a header that says so, since null would be a tombstone. The
+    partition number is the original's.
+
+    Args:
+        record: The original as it was read.
+        refusal: Why it cannot be used.
+        topic: Topic of the dead letters.
+        source_topic: Topic where the record stood.
+        source_partition: Its partition there; the dead letter gets the same number.
+        group: Consumer group that refused it.
+        failed_at_ns: Now, UTC nanoseconds.
+    """
+    failed_at = format_timestamp(failed_at_ns // NS_PER_MS * NS_PER_MS)
+    fingerprint = f"{refusal.error_class}/{refusal.kind}/{refusal.reason}"
+    added = {
+        h.DLQ_TOPIC: source_topic,
+        h.DLQ_PARTITION: str(source_partition),
+        h.DLQ_OFFSET: str(record.offset),
+        h.DLQ_GROUP: group,
+        h.DLQ_DELIVERY_COUNT: "1",
+        h.DLQ_MESSAGE: refusal.message,
+        h.DLQ_REASON: refusal.reason,
+        h.DLQ_ERROR_CLASS: refusal.error_class,
+        h.DLQ_ERROR_KIND: refusal.kind,
+        h.DLQ_STAGE: refusal.kind,
+        h.DLQ_FINGERPRINT: hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
+        h.DLQ_ORIGINAL_TIMESTAMP: str(record.timestamp),
+        h.DLQ_FAILED_AT: failed_at,
+        h.DLQ_FIRST_FAILED_AT: _first_failed_at(record, failed_at),
+        h.DLQ_APP: APP,
+        h.DLQ_APP_VERSION: APP_VERSION,
+        h.ORIGINAL_TOPIC: source_topic,
+    }
+    if record.value is None:
+        added[h.DLQ_VALUE_WAS_NULL] = "true"
+    kept, was_cut = _bounded(record)
+    if was_cut:
+        added[HEADERS_CUT] = "true"
+    return OutgoingRecord(
+        topic=topic,
+        key=record.key,
+        value=record.value or b"",
+        headers=[*kept, *((name, text.encode()) for name, text in added.items())],
+        partition=source_partition,
+        timestamp_ms=record.timestamp,
+    )
+
+
+def _first_failed_at(record: Record, failed_at: str) -> str:
+    for name, value in record.headers:
+        if name == h.DLQ_FIRST_FAILED_AT and value is not None:
+            return value.decode("utf-8", "replace")
+    return failed_at
+
+
+def _bounded(record: Record) -> tuple[list[tuple[str, bytes | None]], bool]:
+    """Keep the original headers, up to a bound, without those of an earlier dead letter."""
+    kept: list[tuple[str, bytes | None]] = []
+    size = 0
+    for name, value in record.headers:
+        if name.startswith(("__dlq.errors.", "x-dlq-")) or name == h.ORIGINAL_TOPIC:
+            continue
+        size += len(name) + len(value or b"")
+        if size > MAX_ORIGINAL_HEADER_BYTES or len(kept) == MAX_ORIGINAL_HEADERS:
+            return kept, True
+        kept.append((name, value))
+    return kept, False

@@ -1,0 +1,1 @@
+"""Real servers run from published packages, for machines without a container engine."""

@@ -1,0 +1,81 @@
+"""Every error the platform raises on purpose: one branch per reaction of its caller.
+
+    TradeStreamError
+    ├── ConfigError              exit 2 before anything is connected, all problems at once
+    ├── RecordError(ValueError)  dead-letter the record, wait for the ack, go on; never retried
+    │   ├── DecodeError          its bytes cannot be read as one trade event
+    │   └── InvalidTradeError    a trade event, but not one that can be booked
+    ├── TransportError           a broker or a dependency is away: wait, back off, try again
+    ├── TopicError               a topic is missing or not as delivery needs it: a person decides
+    ├── OffsetGapError           records this group never saw are gone: a person decides
+    ├── OwnershipError           another owner writes this group's state: give the partition up
+    └── EmbeddedBrokerError      the broker that we start ourselves cannot start or stop
+
+Anything else that escapes is a bug: it stops the process and is never swallowed.
+"""
+
+
+class TradeStreamError(Exception):
+    """Base of everything raised on purpose; `str()` of it is fit for a person to read."""
+
+
+class ConfigError(TradeStreamError):
+    """One or more settings are wrong.
+
+    Args:
+        problems: One line for each wrong setting: its name, what was given, what is allowed.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RecordError(TradeStreamError, ValueError):
+    """A record that cannot be used.
+
+    Args:
+        reason: Stable reason code, such as `price-not-positive`; part of the outside contract.
+        message: Names the field, never its value, so that it may be logged and sent anywhere.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DecodeError(RecordError):
+    """The bytes of a record are not one readable trade event."""
+
+
+class InvalidTradeError(RecordError):
+    """A trade event that cannot be booked as it is."""
+
+
+class TransportError(TradeStreamError):
+    """A broker or another dependency did not answer, or refused.
+
+    Args:
+        message: What was tried and against which address.
+        retryable: False when trying again cannot help, such as a refused password.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class TopicError(TradeStreamError):
+    """A topic is missing, or differs from what delivery needs."""
+
+
+class OffsetGapError(TradeStreamError):
+    """Records between what the group has processed and what the topic still holds are gone."""
+
+
+class OwnershipError(TradeStreamError):
+    """Another owner has written newer state of a partition that we believed to be ours."""
+
+
+class EmbeddedBrokerError(TradeStreamError):
+    """The embedded Apache Kafka cannot be started, stopped or prepared; says what to do."""

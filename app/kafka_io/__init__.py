@@ -1,0 +1,1 @@
+"""Real Kafka behind our ports; the only folder that imports aiokafka."""

@@ -1,0 +1,278 @@
+"""A group member that hands out batches of raw records, gated, with commits by name."""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+from app.config import Settings
+from app.errors import OffsetGapError, TopicError
+from app.kafka_io.options import CLIENT_ERRORS, STOP_TIMEOUT_S, group_options, transport_error
+from app.kafka_io.partitioner import KeyPartitioner
+from app.ports import Assignment, Record, RecordBatch
+
+log = structlog.get_logger(__name__)
+
+COMMIT_TIMEOUT_S: Final = 10.0  # B9: commit() itself would retry without end
+REVOKE_TIMEOUT_S: Final = 20.0
+"""How long a rebalance waits for the work in hand; below the rebalance timeout of the group."""
+
+# B1: the group has moved on. Expected, not a fault.
+_NOT_OURS: Final = (
+    CommitFailedError,
+    IllegalGenerationError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+
+class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """A member of the consumer group; see `ports.RecordSource` for what it promises.
+
+    The client hands out records in `getmany()`, which also waits out a rebalance. It is never
+    cancelled (a cancel inside switches the client's idle clock off): a call that outlives its
+    `poll` stays pending, and the next `poll` takes its result.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topic = settings.kafka_topic
+        self._consumer: Any = None
+        self._assignment = Assignment(0, frozenset())
+        self._getting: asyncio.Task[dict[Any, list[Any]]] | None = None
+        self._sought: dict[int, int] = {}
+        self._stale: set[int] = set()
+        self._revoking: asyncio.Event | None = None
+        self._wake = asyncio.Event()
+        self._partitioner = KeyPartitioner()
+        self._partition_count = 0
+
+    async def start(self) -> None:
+        """Connect and join the group; retrying is the caller's, with a new object (A8).
+
+        Raises:
+            TransportError: No broker answered, or it refused us.
+            TopicError: The topic is not there.
+        """
+        self._consumer = AIOKafkaConsumer(
+            **group_options(self._settings),
+            partition_assignment_strategy=[StickyPartitionAssignor],  # B14: exactly one
+        )
+        try:
+            await self._consumer.start()
+            self._consumer.subscribe([self._topic], listener=self)
+            partitions = await self._consumer._client.fetch_all_metadata()  # noqa: SLF001
+        except CLIENT_ERRORS as exc:
+            await self.stop()
+            raise transport_error("no Kafka broker answers", self._settings, exc) from exc
+        known = partitions.partitions_for_topic(self._topic)
+        if not known:
+            await self.stop()
+            raise TopicError(f"topic {self._topic} is not there")
+        self._partition_count = len(known)
+
+    async def stop(self) -> None:
+        """Leave the group and close, within a bound (B11)."""
+        self.confirm_revocation()
+        stopping = asyncio.ensure_future(self._consumer.stop())
+        _, late = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+        if late:
+            stopping.cancel()
+            log.warning("consumer_stop_timed_out", timeout_s=STOP_TIMEOUT_S)
+        for task in (self._getting, stopping):
+            if task is not None:
+                if not task.done():
+                    task.cancel()
+                await asyncio.wait([task], timeout=1)
+                if task.done() and not task.cancelled() and task.exception():
+                    log.debug("consumer_stopped_with", error=repr(task.exception()))
+        self._getting = None
+
+    # -- the group
+
+    @property
+    def assignment(self) -> Assignment:
+        """What is ours now."""
+        return self._assignment
+
+    @property
+    def is_revoking(self) -> bool:
+        """Whether a rebalance waits for our work in hand."""
+        return self._revoking is not None
+
+    def confirm_revocation(self) -> None:
+        """Let the rebalance go on."""
+        if self._revoking is not None:
+            self._revoking.set()
+
+    async def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
+        """Hold the rebalance until the loop has finished what it has in hand, within a bound."""
+        if not revoked:
+            return
+        self._revoking = asyncio.Event()
+        self._wake.set()
+        try:
+            await asyncio.wait_for(self._revoking.wait(), REVOKE_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("revocation_not_confirmed", timeout_s=REVOKE_TIMEOUT_S)
+        finally:
+            self._revoking = None
+
+    def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        """Note the assignment; every partition of it is gated until it is sought (B4)."""
+        partitions = frozenset(tp.partition for tp in assigned)
+        self._assignment = Assignment(self._assignment.epoch + 1, partitions)
+        self._sought.clear()
+        self._stale = (
+            set(partitions) if self._getting is not None and self._getting.done() else set()
+        )
+        self._wake.set()
+
+    def partition_of(self, key: bytes) -> int:
+        """Give the partition that a key belongs to."""
+        return self._partitioner.partition(key, self._partition_count)
+
+    # -- records
+
+    async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
+        """Give what has arrived for partitions that are sought, or wait for it."""
+        if self._getting is None:
+            self._getting = asyncio.ensure_future(
+                self._consumer.getmany(timeout_ms=int(timeout_s * 1000))
+            )
+        if not self._getting.done():
+            waking = asyncio.ensure_future(self._wake.wait())
+            await asyncio.wait(
+                [self._getting, waking],
+                timeout=timeout_s + 0.05,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            waking.cancel()
+        self._wake.clear()
+        if not self._getting.done():
+            return []
+        done, self._getting = self._getting, None
+        stale, self._stale = self._stale, set()
+        try:
+            polled = done.result()
+        except (NoOffsetForPartitionError, OffsetOutOfRangeError) as exc:
+            return self._out_of_range(exc)
+        except CLIENT_ERRORS as exc:
+            raise transport_error("cannot fetch", self._settings, exc) from exc
+        batches = [
+            self._batch(tp.partition, records)
+            for tp, records in polled.items()
+            if records and tp.partition in self._sought and tp.partition not in stale
+        ]
+        return batches or await self._advanced()
+
+    def _batch(self, partition: int, records: Sequence[Record]) -> RecordBatch:
+        next_offset = records[-1].offset + 1
+        self._sought[partition] = next_offset
+        return RecordBatch(
+            partition,
+            self._assignment.epoch,
+            records,
+            [record.value for record in records],
+            [record.offset for record in records],
+            {index: record.headers for index, record in enumerate(records) if record.headers},
+            next_offset,
+        )
+
+    async def _advanced(self) -> list[RecordBatch]:
+        """Give empty batches where the position passed control records or aborted ones."""
+        advanced = []
+        for partition, next_offset in self._sought.items():
+            try:
+                position = await self._consumer.position(TopicPartition(self._topic, partition))
+            except (KafkaError, AssertionError):
+                continue  # reassigned in this moment
+            if position > next_offset:
+                self._sought[partition] = position
+                epoch = self._assignment.epoch
+                advanced.append(RecordBatch(partition, epoch, (), (), (), {}, position))
+        return advanced
+
+    def _out_of_range(self, exc: KafkaError) -> list[RecordBatch]:
+        named: Any = exc.args[0]
+        partitions = [tp.partition for tp in (named if isinstance(named, dict) else [named])]
+        if any(partition in self._sought for partition in partitions):
+            raise OffsetGapError(f"{self._topic} partition {partitions}: {exc}") from exc
+        return []  # before its gate is open a partition has no position: ours comes with the seek
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Go on reading a partition at this offset; opens its gate."""
+        try:
+            self._consumer.seek(TopicPartition(self._topic, partition), offset)
+        except (IllegalStateError, AssertionError):
+            return  # no longer ours; the next assignment says so
+        self._sought[partition] = offset
+        if self._getting is not None and self._getting.done():
+            self._stale.add(partition)  # drained before the seek, and not handed out yet
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Give no records of these partitions until `resume`."""
+        self._set_paused(partitions, paused=True)
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Give records of these partitions again."""
+        self._set_paused(partitions, paused=False)
+
+    def _set_paused(self, partitions: Collection[int], *, paused: bool) -> None:
+        change = self._consumer.pause if paused else self._consumer.resume
+        for partition in partitions:
+            try:
+                change(TopicPartition(self._topic, partition))
+            except (IllegalStateError, AssertionError):
+                continue  # no longer ours
+
+    # -- offsets
+
+    async def commit(self, next_offsets: Mapping[int, int]) -> bool:
+        """Store where the group goes on, by name (B2)."""
+        offsets = {TopicPartition(self._topic, p): offset for p, offset in next_offsets.items()}
+        try:
+            await asyncio.wait_for(self._consumer.commit(offsets), COMMIT_TIMEOUT_S)
+        except _NOT_OURS as exc:
+            log.info("commit_refused", error=type(exc).__name__)
+            return False
+        except CLIENT_ERRORS as exc:
+            raise transport_error("cannot commit", self._settings, exc) from exc
+        return True
+
+    async def committed(self, partitions: Collection[int]) -> dict[int, int | None]:
+        """Give the group's committed next offset of each partition."""
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                return {
+                    partition: await self._consumer.committed(
+                        TopicPartition(self._topic, partition)
+                    )
+                    for partition in partitions
+                }
+        except CLIENT_ERRORS as exc:
+            raise transport_error("cannot read commits", self._settings, exc) from exc
+
+    async def offset_ranges(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Give the first offset held and the end offset of each partition."""
+        named = [TopicPartition(self._topic, partition) for partition in partitions]
+        try:
+            first = await self._consumer.beginning_offsets(named)
+            end = await self._consumer.end_offsets(named)
+        except CLIENT_ERRORS as exc:
+            raise transport_error("cannot read offsets", self._settings, exc) from exc
+        return {tp.partition: (first[tp], end[tp]) for tp in named}

@@ -1,0 +1,101 @@
+"""Waiting for a broker: one clear line, then patience with backoff, up to a bound."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
+from app.config import Settings
+from app.errors import TransportError
+from app.kafka_io.batch_consumer import KafkaSource
+from app.kafka_io.publisher import KafkaPublisher
+from app.kafka_io.topics import TopicAdmin
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+async def until_connected(connect: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
+    """Call `connect` until it succeeds; every attempt is to build new client objects (A8).
+
+    Args:
+        connect: Makes the connection, raising `TransportError` while no broker answers.
+        timeout_s: Give up after so many seconds.
+
+    Raises:
+        TransportError: The last one, with what to do about it; at once when it is not retryable.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(lambda exc: isinstance(exc, TransportError) and exc.retryable),
+        stop=stop_after_delay(timeout_s),
+        wait=wait_random_exponential(multiplier=0.25, max=5),
+        before_sleep=_tell_once(timeout_s),
+        reraise=True,
+    )
+    try:
+        return await retrying(connect)
+    except TransportError as exc:
+        if not exc.retryable:
+            raise
+        raise TransportError(
+            f"{exc}. Start a broker with `trade-stream broker start`,"
+            " or set KAFKA_BOOTSTRAP_SERVERS to one that runs"
+        ) from exc
+
+
+def _tell_once(timeout_s: float) -> Callable[[RetryCallState], None]:
+    def tell(state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            log.warning(
+                "waiting_for_broker",
+                error=str(state.outcome.exception()),
+                hint="start one with `trade-stream broker start`",
+                timeout_s=timeout_s,
+            )
+
+    return tell
+
+
+@asynccontextmanager
+async def open_publisher(
+    settings: Settings, *, connect_timeout_s: float
+) -> AsyncIterator[KafkaPublisher]:
+    """Wait for a broker, see to the topics, and give a started publisher for the block.
+
+    Raises:
+        TransportError: No broker answered in time, or it refused us.
+        TopicError: A topic is missing and may not be created, or differs.
+    """
+
+    async def connect() -> KafkaPublisher:
+        await TopicAdmin(settings).ensure()
+        publisher = KafkaPublisher(settings)
+        await publisher.start()
+        return publisher
+
+    publisher = await until_connected(connect, timeout_s=connect_timeout_s)
+    try:
+        yield publisher
+    finally:
+        await publisher.stop()
+
+
+@asynccontextmanager
+async def open_source(
+    settings: Settings, *, connect_timeout_s: float
+) -> AsyncIterator[KafkaSource]:
+    """Wait for a broker and give a started member of the consumer group for the block."""
+
+    async def connect() -> KafkaSource:
+        source = KafkaSource(settings)
+        await source.start()
+        return source
+
+    source = await until_connected(connect, timeout_s=connect_timeout_s)
+    try:
+        yield source
+    finally:
+        await source.stop()

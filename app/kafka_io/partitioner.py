@@ -1,0 +1,35 @@
+"""Which partition a key belongs to: the Java client's default for keyed records, remembered."""
+
+import random
+from typing import Final
+
+from aiokafka.partitioner import murmur2
+
+_CACHE_LIMIT: Final = 65_536
+
+
+class KeyPartitioner:
+    """Murmur2 of the key modulo the number of partitions; a key is hashed once, not per record.
+
+    Source:
+        Kafka's `BuiltInPartitioner.partitionForKey`: toPositive(murmur2(key)) % partitions.
+    """
+
+    def __init__(self) -> None:
+        self._cache: dict[tuple[bytes, int], int] = {}
+
+    def partition(self, key: bytes, count: int) -> int:
+        """Give the partition, 0 to `count` - 1, of a key."""
+        partition = self._cache.get((key, count))
+        if partition is None:
+            if len(self._cache) >= _CACHE_LIMIT:
+                self._cache.clear()
+            partition = (murmur2(key) & 0x7FFFFFFF) % count
+            self._cache[key, count] = partition
+        return partition
+
+    def __call__(self, key: bytes | None, all_partitions: list[int], available: list[int]) -> int:
+        """Choose as aiokafka asks; a record without a key goes anywhere that has a leader."""
+        if key is None:
+            return random.choice(available or all_partitions)  # noqa: S311 - no secret
+        return all_partitions[self.partition(key, len(all_partitions))]

@@ -1,0 +1,252 @@
+"""Publishing with acks=all, in order, with one of three outcomes for every record."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidProducerEpoch,
+    InvalidTimestampError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    ProducerClosed,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+    UnknownProducerId,
+)
+from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
+from app.config import Settings
+from app.errors import TopicError, TransportError
+from app.kafka_io.options import (
+    CLIENT_ERRORS,
+    MAX_REQUEST_BYTES,
+    STOP_TIMEOUT_S,
+    producer_options,
+    transport_error,
+)
+from app.kafka_io.partitioner import KeyPartitioner
+from app.ports import OutgoingRecord, SendOutcome, SendState
+
+log = structlog.get_logger(__name__)
+
+# A4: after these the client's sequence numbers no longer fit the broker's; only a new one helps.
+_DEAD_PRODUCER: Final = (
+    OutOfOrderSequenceNumber,
+    UnknownProducerId,
+    InvalidProducerEpoch,
+    ProducerFenced,
+    ProducerClosed,
+)
+# C4: the broker says no, and would again.
+_PERMANENT: Final = (
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+)
+_UNSENT: Final = SendOutcome(SendState.NOT_SENT)
+_EXPIRED: Final = SendOutcome(SendState.UNKNOWN, error="no answer before the deadline")
+
+
+class KafkaPublisher:
+    """An idempotent producer that is rebuilt when it dies.
+
+    Args:
+        settings: Deadlines, attempts and how to connect.
+        make_producer: Builds an unstarted client; a test gives another one.
+    """
+
+    def __init__(
+        self, settings: Settings, make_producer: Callable[..., Any] = AIOKafkaProducer
+    ) -> None:
+        self._settings = settings
+        self._make_producer = make_producer
+        self._producer: Any = None
+        self._is_dead = True
+        self._order = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Connect once; retrying is the caller's.
+
+        Raises:
+            TransportError: No broker answered, or it refused us.
+        """
+        async with self._order:
+            await self._ensure_producer()
+
+    async def stop(self) -> None:
+        """Flush what was accepted and close, within a bound; what is late has outcome unknown."""
+        producer, self._producer, self._is_dead = self._producer, None, True
+        if producer is not None:
+            await _stop_within_bound(producer)
+
+    async def __aenter__(self) -> "KafkaPublisher":
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop."""
+        await self.stop()
+
+    async def partition_count(self, topic: str) -> int:
+        """Give the number of partitions of a topic.
+
+        Raises:
+            TopicError: There is no such topic.
+            TransportError: No broker answered.
+        """
+        async with self._order:
+            await self._ensure_producer()
+        try:
+            return len(await self._producer.partitions_for(topic))
+        except CLIENT_ERRORS as exc:
+            raise TopicError(f"topic {topic} is not there: {exc}") from exc
+
+    async def publish(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
+        """Send records and give the outcome of each; see `ports.Publisher`.
+
+        What surely was not sent, and can be, is tried again with exponential backoff and full
+        jitter, up to `SEND_MAX_ATTEMPTS` and `SEND_DEADLINE_S`. An unknown outcome is never
+        repeated here: the record may be stored already.
+        """
+        outcomes = [_UNSENT] * len(records)
+
+        async def attempt() -> bool:
+            left = [i for i, was in enumerate(outcomes) if _may_send_again(was)]
+            now = await self._attempt([records[i] for i in left])
+            for index, outcome in zip(left, now, strict=True):
+                outcomes[index] = outcome
+            return any(map(_may_send_again, now))
+
+        retrying = AsyncRetrying(
+            retry=retry_if_result(bool),
+            stop=stop_after_attempt(self._settings.send_max_attempts)
+            | stop_after_delay(self._settings.send_deadline_s),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            retry_error_callback=lambda _: None,  # what is left unsent says so in its outcome
+        )
+        await retrying(attempt)
+        return outcomes
+
+    async def _attempt(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
+        deadline = asyncio.get_running_loop().time() + self._settings.send_deadline_s
+        # Submissions do not interleave: records keep their order over concurrent calls too.
+        async with self._order:
+            try:
+                await self._ensure_producer()
+            except TransportError as exc:
+                return [_not_sent(exc, retryable=exc.retryable)] * len(records)
+            producer = self._producer
+            sent: list[asyncio.Future[Any] | SendOutcome] = []
+            for record in records:
+                submitted = await self._submit(producer, record, deadline)
+                sent.append(submitted)
+                if isinstance(submitted, SendOutcome) and _may_send_again(submitted):
+                    break  # nothing overtakes a record that will be sent again
+            sent += [_UNSENT] * (len(records) - len(sent))
+        return [await self._outcome(producer, future, deadline) for future in sent]
+
+    async def _submit(
+        self, producer: Any, record: OutgoingRecord, deadline: float
+    ) -> asyncio.Future[Any] | SendOutcome:
+        if deadline <= asyncio.get_running_loop().time():
+            return SendOutcome(SendState.NOT_SENT, error="not accepted before the deadline")
+        try:
+            future: asyncio.Future[Any] = await producer.send(
+                record.topic,
+                record.value,
+                record.key,
+                record.partition,
+                record.timestamp_ms,
+                list(record.headers),
+            )
+        except KafkaTimeoutError as exc:  # C2: refused by send() itself, so never queued
+            return _not_sent(exc, retryable=True)
+        except MessageSizeTooLargeError:
+            error = f"larger than {MAX_REQUEST_BYTES} bytes"
+            return SendOutcome(SendState.NOT_SENT, error=error, retryable=False)
+        except KafkaError as exc:
+            self._note(producer, exc)
+            return _not_sent(exc, retryable=not isinstance(exc, _PERMANENT))
+        return future
+
+    async def _outcome(
+        self, producer: Any, future: asyncio.Future[Any] | SendOutcome, deadline: float
+    ) -> SendOutcome:
+        if isinstance(future, SendOutcome):
+            return future
+        if not future.done():
+            # asyncio.wait leaves the future alone: to cancel it would not take the record back.
+            await asyncio.wait([future], timeout=deadline - asyncio.get_running_loop().time())
+            if not future.done():
+                self._is_dead = producer is self._producer or self._is_dead
+                future.add_done_callback(_retrieve)
+                return _EXPIRED
+        try:
+            stored = future.result()
+        except (KafkaError, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError) and not future.cancelled():
+                raise
+            self._note(producer, exc)
+            return SendOutcome(
+                SendState.UNKNOWN,
+                error=f"{type(exc).__name__}: {exc}",
+                retryable=not isinstance(exc, _PERMANENT),
+            )
+        return SendOutcome(SendState.OK, stored.partition, stored.offset)
+
+    def _note(self, producer: Any, exc: BaseException) -> None:
+        if isinstance(exc, _DEAD_PRODUCER) and producer is self._producer:
+            log.warning("producer_died", error=type(exc).__name__)
+            self._is_dead = True
+
+    async def _ensure_producer(self) -> None:
+        if not self._is_dead:
+            return
+        if self._producer is not None:
+            old, self._producer = self._producer, None
+            await _stop_within_bound(old)
+        # A8: start() does not retry, and an object whose start failed is not started again.
+        producer = self._make_producer(
+            **producer_options(self._settings), partitioner=KeyPartitioner()
+        )
+        try:
+            await producer.start()
+        except CLIENT_ERRORS as exc:
+            await _stop_within_bound(producer)
+            raise transport_error("no Kafka broker answers", self._settings, exc) from exc
+        self._producer, self._is_dead = producer, False
+
+
+def _may_send_again(outcome: SendOutcome) -> bool:
+    return outcome.state is SendState.NOT_SENT and outcome.retryable
+
+
+def _not_sent(exc: Exception, *, retryable: bool) -> SendOutcome:
+    error = str(exc) or type(exc).__name__
+    return SendOutcome(SendState.NOT_SENT, error=error, retryable=retryable)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+async def _stop_within_bound(producer: Any) -> None:
+    """Stop a client that may hang for ever when brokers are gone (A5, B11)."""
+    stopping = asyncio.ensure_future(producer.stop())
+    done, _ = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    if not done:
+        stopping.cancel()
+        log.warning("producer_stop_timed_out", timeout_s=STOP_TIMEOUT_S)
+    await asyncio.wait([stopping], timeout=1)
+    if stopping.done() and not stopping.cancelled() and stopping.exception():
+        log.warning("producer_stop_failed", error=repr(stopping.exception()))

@@ -1,0 +1,102 @@
+"""The life of a process: its settings, the signals that stop it gently, and its exit code."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn, TypeVar
+
+import structlog
+
+from app.config import Settings, misspelt_names
+from app.errors import ConfigError, TradeStreamError
+from app.utils import configure_logging
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 2
+EXIT_NEEDS_PERSON: Final = 4
+EXIT_INTERRUPTED: Final = 130
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def start_up() -> Settings:
+    """Read the settings, set logging up, and warn about what is likely not meant.
+
+    Raises:
+        ConfigError: With every wrong value at once.
+    """
+    settings = Settings.from_env()
+    configure_logging(settings.log_level)
+    for name, meant in misspelt_names().items():
+        log.warning("setting_ignored", name=name, did_you_mean=meant)
+    if settings.is_plaintext_off_loopback:
+        log.warning(
+            "plaintext_off_loopback",
+            servers=settings.kafka_bootstrap_servers,
+            hint="set KAFKA_SECURITY_PROTOCOL=SASL_SSL",
+        )
+    return settings
+
+
+def run_command(command: Callable[[], object]) -> NoReturn:
+    """Run a command line and end the process with its documented exit code."""
+    try:
+        command()
+    except ConfigError as exc:
+        for problem in exc.problems:
+            sys.stderr.write(f"error: {problem}\n")
+        sys.exit(EXIT_CONFIG)
+    except TradeStreamError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    sys.exit(0)
+
+
+async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_s: float) -> T:
+    """Run `main` with an event that SIGTERM or Ctrl-C sets.
+
+    Args:
+        main: Stops by itself soon after its event is set.
+        grace_s: From the first signal on, the process lives at most so long; a second signal ends
+            it at once. What was not acknowledged by then comes again at the next start.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    timers: list[threading.Timer] = []
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            log.warning("stopped_at_once", signal=signal.Signals(number).name)
+            os._exit(128 + number)
+        log.info("stopping", signal=signal.Signals(number).name, grace_s=grace_s)
+        stop.set()
+        # A thread, not the loop: it has to work when the loop is what hangs.
+        timer = threading.Timer(grace_s, _give_up)
+        timer.daemon = True
+        timer.start()
+        timers.append(timer)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        return await main(stop)
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        for timer in timers:
+            timer.cancel()
+
+
+def _give_up() -> None:
+    log.error("stop_took_too_long")
+    os._exit(EXIT_FAILED)

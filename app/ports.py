@@ -1,0 +1,185 @@
+"""What the loops need of the world, in their own words; adapters fit structurally.
+
+Real Kafka fits in `kafka_io`, lists in memory fit in `memory_io`; one contract suite holds both.
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+Headers = Sequence[tuple[str, bytes | None]]
+"""Names and values in their order; Kafka lets a value be null."""
+
+
+class Record(Protocol):
+    """One record as it stands in a log."""
+
+    @property
+    def offset(self) -> int:
+        """Offset in its partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """Append or create time as the topic is set, in ms since 1970."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Key bytes, untouched."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Value bytes, untouched; `None` is a tombstone."""
+
+    @property
+    def headers(self) -> Headers:
+        """Headers in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Consecutive records of one partition, as one poll gave them; never empty.
+
+    Attributes:
+        partition: Partition of the source topic.
+        epoch: Assignment it was read under; a batch of an older one is thrown away.
+        records: The records, in offset order; offsets may have gaps.
+        values: Their values, in the same order: all that most records are ever asked for.
+        offsets: Their offsets.
+        headers: Headers of the few records that have any, by index.
+        next_offset: Where to go on after the batch; the only number that is committed.
+    """
+
+    partition: int
+    epoch: int
+    records: Sequence[Record]
+    values: Sequence[bytes | None]
+    offsets: Sequence[int]
+    headers: Mapping[int, Headers]
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The partitions that are ours, and the number of the assignment that gave them."""
+
+    epoch: int
+    partitions: frozenset[int]
+
+
+class RecordSource(Protocol):
+    """A member of a consumer group that reads one topic."""
+
+    @property
+    def assignment(self) -> Assignment:
+        """What is ours now; a new epoch means that every partition is gated until it is sought."""
+
+    @property
+    def is_revoking(self) -> bool:
+        """Whether the group waits for us to finish work and call `confirm_revocation`."""
+
+    def confirm_revocation(self) -> None:
+        """Let the rebalance go on: what we had in hand is finished and committed."""
+
+    async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
+        """Give what has arrived for partitions that are sought and not paused, or wait for it.
+
+        Raises:
+            TransportError: The fetch failed; seek every partition to its next offset before the
+                next poll, since positions may have moved past records that nobody got.
+            OffsetGapError: A position is outside of what the topic still holds.
+        """
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Go on reading a partition at this offset; opens the gate of the partition."""
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """Give no records of these partitions until `resume`."""
+
+    def resume(self, partitions: Collection[int]) -> None:
+        """Give records of these partitions again."""
+
+    async def commit(self, next_offsets: Mapping[int, int]) -> bool:
+        """Store where the group goes on, by name.
+
+        Returns:
+            False when the partitions are no longer ours; what was committed before stays.
+
+        Raises:
+            TransportError: Not known to be stored. Harmless: a later commit covers it.
+        """
+
+    async def committed(self, partitions: Collection[int]) -> dict[int, int | None]:
+        """Give the group's committed next offset of each partition; `None` where there is none."""
+
+    async def offset_ranges(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Give the first offset held and the end offset of each partition of the topic."""
+
+
+class LogReader(Protocol):
+    """Reads partitions outside of any group."""
+
+    async def partition_count(self, topic: str) -> int:
+        """Give the number of partitions of a topic; raises `TopicError` when it is missing."""
+
+    async def offset_ranges(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Give the first offset held and the end offset of every partition of a topic."""
+
+    def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Record]:
+        """Give the records of a partition from `start` up to, not including, `end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRecord:
+    """A record to publish; the partition is chosen by key where none is named."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    partition: int | None = None
+    timestamp_ms: int | None = None
+
+
+class SendState(StrEnum):
+    """What is known of a record after its send: three values, never two."""
+
+    OK = "ok"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SendOutcome:
+    """What became of one send.
+
+    Attributes:
+        state: `ok`: stored under acks=all. `not_sent`: surely not in the log. `unknown`: may be.
+        partition: Where it is stored, when ok; likewise `offset`.
+        error: What went wrong, when not ok.
+        retryable: Whether sending again can help.
+    """
+
+    state: SendState
+    partition: int = -1
+    offset: int = -1
+    error: str = ""
+    retryable: bool = True
+
+
+class Publisher(Protocol):
+    """Writes records with acks=all, in order for each partition."""
+
+    async def publish(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
+        """Send records and wait until the fate of each is known or the deadline has passed.
+
+        Delivery:
+            Within one call and one partition the order is kept. Nothing is sent twice by us; the
+            client repeats requests with the same sequence numbers, which the broker recognises.
+
+        Cancellation:
+            Records handed over stay with the client: their outcome is unknown.
+        """
+
+    async def partition_count(self, topic: str) -> int:
+        """Give the number of partitions of a topic; raises `TopicError` when it is missing."""

@@ -1,0 +1,161 @@
+"""The records of the positions topic: JSON that readers in any language can follow.
+
+`docs/position-record.md` is the schema for them. Amounts are exact decimal text: what is restored
+is what was written, to the last digit.
+"""
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from app.errors import DecodeError
+from app.models import Position
+from app.money import SCALE, format_scaled, parse_scaled
+from app.timestamps import format_timestamp, parse_timestamp
+
+SCHEMA_VERSION: Final = 1
+HEARTBEAT_KEY: Final = b"\x00owner"
+"""Record key of heartbeats; a control character keeps it apart from every position key."""
+_E24: Final = 3 * SCALE
+
+
+class SourceRef(msgspec.Struct, frozen=True):
+    """Where the last trade applied stands: the record's state covers the source up to here."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class PositionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record of the positions topic; the fields are described in docs/position-record.md."""
+
+    schema_version: int
+    type: Literal["position", "heartbeat"]
+    group: str
+    source: SourceRef
+    generation: int = 0
+    book: str | None = None
+    symbol: str | None = None
+    currency: str | None = None
+    quantity: str = "0"
+    open_cost: str = "0"
+    multiplier: str = "1"
+    average_price: str = "0"
+    realized_pnl: str = "0"
+    unrealized_pnl: str = "0"
+    fees: str = "0"
+    mark: str = "0"
+    mark_time: str | None = None
+    trade_count: int = 0
+    origins: dict[str, int] | None = None
+
+
+_decode = msgspec.json.Decoder(PositionRecord).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_position(position: Position, *, group: str, topic: str, partition: int) -> bytes:
+    """Write a position with the source offset it covers.
+
+    Args:
+        position: State to write.
+        group: Consumer group that owns the state.
+        topic: Source topic of the trades in it, and `partition` of that topic.
+        partition: Same number in the source topic and in the positions topic.
+    """
+    origins = position.origins
+    return _encode(
+        PositionRecord(
+            schema_version=SCHEMA_VERSION,
+            type="position",
+            group=group,
+            source=SourceRef(topic, partition, position.source_offset),
+            generation=position.generation,
+            book=position.book,
+            symbol=position.symbol,
+            currency=position.currency,
+            quantity=format_scaled(position.quantity_e8),
+            open_cost=format_scaled(position.open_cost_e24, _E24),
+            multiplier=format_scaled(position.multiplier_e8),
+            average_price=format_scaled(position.average_price_e8),
+            realized_pnl=format_scaled(position.realized_e24, _E24),
+            unrealized_pnl=format_scaled(position.unrealized_e24, _E24),
+            fees=format_scaled(position.fees_e8),
+            mark=format_scaled(position.mark_e8),
+            mark_time=format_timestamp(position.mark_ns) if position.mark_ns else None,
+            trade_count=position.trade_count,
+            origins={str(p): o for p, o in origins.items()} if origins else None,
+        )
+    )
+
+
+def encode_heartbeat(*, group: str, topic: str, partition: int, offset: int) -> bytes:
+    """Write that the owner of a partition is alive and has applied the source up to an offset."""
+    source = SourceRef(topic, partition, offset)
+    return _encode(
+        PositionRecord(schema_version=SCHEMA_VERSION, type="heartbeat", group=group, source=source)
+    )
+
+
+def decode_position_record(value: bytes) -> PositionRecord:
+    """Read one record of the positions topic.
+
+    Raises:
+        DecodeError: Not a record that this version wrote; never guessed at.
+    """
+    try:
+        record = _decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise DecodeError("position-record-unreadable", f"not a position record: {exc}") from exc
+    if record.schema_version != SCHEMA_VERSION:
+        raise DecodeError(
+            "schema-version-unsupported",
+            f"position record of schema {record.schema_version}; this reads {SCHEMA_VERSION}",
+        )
+    return record
+
+
+def position_of(record: PositionRecord) -> Position:
+    """Give the state that a position record holds, to the last digit.
+
+    Raises:
+        DecodeError: The record has no symbol or an amount is no plain decimal.
+    """
+    if record.symbol is None:
+        raise DecodeError("position-record-unreadable", "a position record without a symbol")
+    origins = record.origins
+    try:
+        return Position(
+            book=record.book,
+            symbol=record.symbol,
+            currency=record.currency,
+            quantity_e8=parse_scaled(record.quantity, SCALE),
+            open_cost_e24=parse_scaled(record.open_cost, _E24),
+            multiplier_e8=parse_scaled(record.multiplier, SCALE),
+            realized_e24=parse_scaled(record.realized_pnl, _E24),
+            fees_e8=parse_scaled(record.fees, SCALE),
+            mark_e8=parse_scaled(record.mark, SCALE),
+            mark_ns=parse_timestamp(record.mark_time)[0] if record.mark_time else 0,
+            trade_count=record.trade_count,
+            source_offset=record.source.offset,
+            origins={int(p): o for p, o in origins.items()} if origins else None,
+            generation=record.generation,
+        )
+    except ValueError as exc:
+        raise DecodeError("position-record-unreadable", "an amount is not readable") from exc
+
+
+def position_json(record: PositionRecord) -> dict[str, Any]:
+    """Show a position record as the command line and other readers print it."""
+    return {
+        "book": record.book,
+        "symbol": record.symbol,
+        "quantity": record.quantity,
+        "average_price": record.average_price,
+        "realized_pnl": record.realized_pnl,
+        "unrealized_pnl": record.unrealized_pnl,
+        "mark": record.mark,
+        "fees": record.fees,
+        "source": msgspec.to_builtins(record.source),
+    }

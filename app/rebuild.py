@@ -1,0 +1,146 @@
+"""Positions made anew from the trades, when they were damaged or belong to an older log."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from app.config import KeyMismatch, Settings
+from app.errors import TopicError, TradeStreamError
+from app.models import Position
+from app.ports import LogReader, OutgoingRecord, Publisher, Record, RecordBatch, SendState
+from app.position_codec import decode_position_record
+from app.services import TradeProcessor
+from app.stores.changelog import Changelog
+
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltPartition:
+    """One partition after its rebuild: `next_offset` is where the group goes on."""
+
+    partition: int
+    next_offset: int
+    records: int
+    positions: int
+
+
+async def rebuild_partition(
+    settings: Settings,
+    *,
+    partition: int,
+    committed: int | None,
+    reader: LogReader,
+    publisher: Publisher,
+    partition_of: Callable[[bytes, int], int],
+    force: bool = False,
+) -> RebuiltPartition:
+    """Replay a partition from its beginning and write every position with a higher generation.
+
+    The group must not run. Dead letters and re-keyed trades are not sent again: they were, before
+    the offset that the group has committed, and later ones are left to the consumer.
+
+    Args:
+        settings: Topics, group and currency.
+        partition: Partition of the source and of the positions topic.
+        committed: Where the group goes on; the replay ends there, or at the end of the topic.
+        reader: Reads both topics.
+        publisher: Writes the positions.
+        partition_of: Partition of a key, given the number of partitions.
+        force: Go on although the oldest trades are deleted already, and so forget them.
+
+    Raises:
+        TopicError: Trades were deleted, so that the sums would lack them.
+        TradeStreamError: A position was not stored; the rebuild can be repeated.
+    """
+    first, end = (await reader.offset_ranges(settings.kafka_topic))[partition]
+    if first > 0 and not force:
+        raise TopicError(
+            f"{settings.kafka_topic} partition {partition} begins at offset {first}: what was before"
+            " is deleted, and positions made anew would lack it. `--force` does it all the same"
+        )
+    stop = end if committed is None or committed > end else committed
+    accepts_all = settings.key_mismatch is KeyMismatch.ACCEPT
+    count = await publisher.partition_count(settings.kafka_topic)
+    processor = TradeProcessor(
+        default_currency=settings.defaults_currency,
+        belongs=None if accepts_all else lambda key: partition_of(key.encode(), count) == partition,
+    )
+    records = 0
+    async for chunk in _chunks(reader, settings.kafka_topic, partition, first, stop):
+        processor.process_batch(_batch(partition, chunk))
+        records += len(chunk)
+    old, generation = await _stored(settings, partition, reader)
+    positions = {
+        key: replace(p, generation=generation + 1) for key, p in processor.positions.items()
+    }
+    for key in old.keys() - positions.keys():  # kept as zero: a deleted key would forget its offset
+        positions[key] = old[key]
+    await _write(settings, partition, positions, publisher, reader)
+    return RebuiltPartition(partition, stop, records, len(positions))
+
+
+async def _chunks(
+    reader: LogReader, topic: str, partition: int, start: int, stop: int
+) -> AsyncIterator[list[Record]]:
+    chunk: list[Record] = []
+    async for record in reader.read(topic, partition, start, stop):
+        chunk.append(record)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _batch(partition: int, records: list[Record]) -> RecordBatch:
+    return RecordBatch(
+        partition,
+        0,
+        records,
+        [record.value for record in records],
+        [record.offset for record in records],
+        {i: record.headers for i, record in enumerate(records) if record.headers},
+        records[-1].offset + 1,
+    )
+
+
+async def _stored(
+    settings: Settings, partition: int, reader: LogReader
+) -> tuple[dict[str, Position], int]:
+    """Give an emptied position for every key that is stored, and the highest generation."""
+    first, end = (await reader.offset_ranges(settings.positions_topic))[partition]
+    generation = 0
+    empty: dict[str, Position] = {}
+    async for record in reader.read(settings.positions_topic, partition, first, end):
+        if record.value is None:
+            continue
+        read = decode_position_record(record.value)
+        generation = max(generation, read.generation)
+        if read.type == "position" and read.symbol is not None:
+            position = Position(read.book, read.symbol, read.currency)
+            empty[position.key] = position
+    return {key: replace(p, generation=generation + 1) for key, p in empty.items()}, generation
+
+
+async def _write(
+    settings: Settings,
+    partition: int,
+    positions: dict[str, Position],
+    publisher: Publisher,
+    reader: LogReader,
+) -> None:
+    changelog = Changelog(
+        reader=reader,
+        topic=settings.positions_topic,
+        source_topic=settings.kafka_topic,
+        group=settings.kafka_group_id,
+    )
+    records: list[OutgoingRecord] = changelog.records(partition, positions)
+    for start in range(0, len(records), _CHUNK):
+        for outcome in await publisher.publish(records[start : start + _CHUNK]):
+            if outcome.state is not SendState.OK:
+                raise TradeStreamError(
+                    f"a position was not stored: {outcome.error}; run the rebuild again"
+                )

@@ -1,0 +1,1 @@
+"""Where positions are kept: one back end a file."""

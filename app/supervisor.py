@@ -1,0 +1,125 @@
+"""Several consumers of one group on one machine: started, watched, restarted, stopped together."""
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from app.errors import TradeStreamError
+from app.lifecycle import EXIT_CONFIG
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF_S: Final = 0.5
+LONGEST_BACKOFF_S: Final = 30.0
+HEALTHY_AFTER_S: Final = 60.0
+"""A worker that lived so long starts with the shortest backoff again."""
+
+
+class Supervisor:
+    """Runs workers, each a process with one event loop, and sums up what they counted.
+
+    Args:
+        workers: How many.
+        arguments: Command line for each of them, after `consumer.py`.
+    """
+
+    def __init__(self, workers: int, arguments: list[str]) -> None:
+        self._workers = workers
+        self._arguments = arguments
+        self._running: dict[int, Process] = {}
+        self._summaries: list[dict[str, Any]] = []
+        self.restarts = 0
+
+    async def run(self, stop: asyncio.Event) -> dict[str, Any]:
+        """Run the workers until told to stop, or until each has ended by itself.
+
+        Args:
+            stop: Set it to stop the workers gently; they finish what they have in hand.
+
+        Returns:
+            Sums of what the workers reported. One that was killed reports nothing.
+
+        Raises:
+            TradeStreamError: A worker refuses its settings; starting it again would not help.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(self._forward(stop))
+            workers = [
+                tasks.create_task(self._keep_running(number, stop))
+                for number in range(self._workers)
+            ]
+            await asyncio.wait(workers)
+            stopping.cancel()
+        return self._sums()
+
+    async def _keep_running(self, number: int, stop: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        backoff_s = FIRST_BACKOFF_S
+        while not stop.is_set():
+            started_s = loop.time()
+            exit_code = await self._run_once(number)
+            if exit_code == 0 or stop.is_set():
+                return
+            if exit_code == EXIT_CONFIG:
+                raise TradeStreamError(f"worker {number} refuses its settings")
+            if loop.time() - started_s >= HEALTHY_AFTER_S:
+                backoff_s = FIRST_BACKOFF_S
+            log.warning("worker_ended", worker=number, exit_code=exit_code, restart_in_s=backoff_s)
+            self.restarts += 1
+            try:
+                await asyncio.wait_for(stop.wait(), backoff_s)
+            except TimeoutError:
+                backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+
+    async def _run_once(self, number: int) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(Path(__file__).with_name("consumer.py")),
+            "--json",
+            "--parent-pid",
+            str(os.getpid()),
+            *self._arguments,
+            stdout=PIPE,
+            start_new_session=True,  # a Ctrl-C reaches us alone, and we pass it on
+        )
+        self._running[number] = process
+        log.info("worker_started", worker=number, pid=process.pid)
+        try:
+            output, _ = await process.communicate()
+        finally:
+            del self._running[number]
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if output:
+            self._summaries.append(json.loads(output))
+        return process.returncode or 0
+
+    async def _forward(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        for process in self._running.values():
+            process.terminate()
+
+    def _sums(self) -> dict[str, Any]:
+        fates: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        stopped: dict[str, str] = {}
+        for summary in self._summaries:
+            fates.update(summary["fates"])
+            reasons.update(summary["reasons"])
+            stopped |= summary["stopped_partitions"]
+        return {
+            "workers": self._workers,
+            "restarts": self.restarts,
+            "fates": dict(fates),
+            "reasons": dict(reasons),
+            "consume_per_s": sum(summary["consume_per_s"] for summary in self._summaries),
+            "stopped_partitions": stopped,
+        }

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Write the three requirement files anew from pyproject.toml, with a hash for every distribution.
+# `bash requirements/lock.sh --upgrade` moves every pin to its newest release.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compile() {
+    uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 \
+        --custom-compile-command "bash requirements/lock.sh" pyproject.toml "$@"
+}
+compile --extra broker --extra parquet --group test -o requirements.txt "${@}"
+compile -c requirements.txt -o requirements/runtime.txt
+compile --group dev -c requirements.txt -o requirements/dev.txt

@@ -1,0 +1,430 @@
+"""Delivery under every kind of fault, checked against a model that shares no code with the app.
+
+Hypothesis plays producer, supervisor, broker and saboteur at once, in virtual time. After each step
+nothing below a committed offset may lack its effect; at the end every record has exactly one fate,
+and every position is what a plain decimal calculation makes of the log.
+"""
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from enum import Enum, auto
+from typing import Final
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.errors import OwnershipError
+from app.memory_io import Fault, MemoryRecord
+from app.ports import OutgoingRecord
+from tests.memory_world import (
+    DEAD_LETTERS,
+    PARTITIONS,
+    POSITIONS,
+    TRADES,
+    Worker,
+    World,
+    body_of,
+    headers_of,
+    symbols_of,
+    trade,
+    until,
+)
+from tests.virtual_time import VirtualTimeLoop
+
+SYMBOLS: Final = [symbol for p in range(PARTITIONS) for symbol in symbols_of(p, 2)]
+HOME: Final = {s: p for p in range(PARTITIONS) for s in symbols_of(p, 2)}
+MOST_WORKERS: Final = 3
+PRICES: Final = ("10", "10.00000001", "7.3", "0.00000003")
+QUANTITIES: Final = ("1", "2", "3", "0.7")
+
+
+class Kind(Enum):
+    """What a produced record is."""
+
+    VALID = auto()
+    POISON = auto()  # its bytes are refused
+    LATE_POISON = auto()  # refused only when its position is looked at
+
+
+@dataclass(frozen=True)
+class Produced:
+    """One record that the test has put into the topic."""
+
+    symbol: str
+    kind: Kind
+    is_misplaced: bool
+    record: MemoryRecord
+
+
+Place = tuple[int, int]
+_EXACT: Final = Context(prec=100)
+_QUANTUM: Final = Decimal(1).scaleb(-24)
+
+
+@dataclass
+class ModelPosition:
+    """A position by average cost in `Decimal`, written down from its definition."""
+
+    quantity: Decimal = Decimal(0)
+    cost: Decimal = Decimal(0)
+    realized: Decimal = Decimal(0)
+    count: int = 0
+
+    def fill(self, side: str, price: Decimal, quantity: Decimal) -> None:
+        """Book one fill, closing first and opening with what is left."""
+        signed = quantity if side == "BUY" else -quantity
+        closed = Decimal(0)
+        if self.quantity * signed < 0:
+            closed = min(abs(self.quantity), quantity)
+            share = _EXACT.divide(_EXACT.multiply(self.cost, closed), abs(self.quantity))
+            released = share.quantize(_QUANTUM, ROUND_HALF_EVEN, _EXACT)
+            proceeds = price * closed * (1 if self.quantity > 0 else -1)
+            self.realized += proceeds - released
+            self.cost -= released
+        opened = (quantity - closed) * (1 if signed > 0 else -1)
+        self.cost += opened * price
+        self.quantity += signed
+        self.count += 1
+
+
+class DeliveryModel(RuleBasedStateMachine):
+    """Workers that crash, join, leave and meet faults, beside what they have to come to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
+        self.world = World(
+            consumer_takeover_margin=2, commit_every=8, positions_heartbeat_s=0.5, on_gap="stop"
+        )
+        self.workers: list[Worker] = []
+        self.produced: dict[Place, Produced] = {}
+        self.late: list[OutgoingRecord] = []
+        self.send_fault: Callable[[OutgoingRecord], Fault] = lambda _: Fault.NONE
+        self.operation_fault: Callable[[str], Fault] = lambda _: Fault.NONE
+        self.trade_numbers = itertools.count()
+        self.join()
+
+    def teardown(self) -> None:
+        """Come to rest, compare with the model, and leave no task behind."""
+        try:
+            self.runner.run(self._come_to_rest())
+            self._check_fates()
+            self._check_positions()
+        finally:
+            self.runner.run(self._end())
+            self.runner.close()
+
+    # -- what happens
+
+    @rule(
+        symbol=st.sampled_from(SYMBOLS),
+        side=st.sampled_from(["BUY", "SELL"]),
+        price=st.sampled_from(PRICES),
+        quantity=st.sampled_from(QUANTITIES),
+        kind=st.sampled_from([Kind.VALID] * 4 + [Kind.POISON, Kind.LATE_POISON]),
+        is_misplaced=st.sampled_from([False] * 3 + [True]),
+        has_key=st.booleans(),
+        copies=st.integers(1, 4),
+    )
+    def produce(
+        self,
+        symbol: str,
+        side: str,
+        price: str,
+        quantity: str,
+        kind: Kind,
+        *,
+        is_misplaced: bool,
+        has_key: bool,
+        copies: int,
+    ) -> None:
+        """Somebody publishes trades, some of them bad, in the wrong partition or without a key."""
+        for _ in range(copies):
+            more: dict[str, str] = {"action": "CANCEL"} if kind is Kind.LATE_POISON else {}
+            number = f"T{next(self.trade_numbers)}"
+            value = trade(symbol, side, price, quantity, trade_id=number, **more)
+            partition, offset = self.world.broker.append(
+                TRADES,
+                value[:-1] if kind is Kind.POISON else value,
+                key=(b"elsewhere" if is_misplaced else symbol.encode()) if has_key else None,
+                headers=[("sender", number.encode())],
+                partition=(HOME[symbol] + is_misplaced) % PARTITIONS,
+            )
+            record = self.world.broker.records(TRADES, partition)[-1]
+            self.produced[partition, offset] = Produced(symbol, kind, is_misplaced, record)
+
+    @rule(turns=st.integers(1, 60))
+    def run_some_turns(self, turns: int) -> None:
+        """The workers run, up to any await."""
+        self.runner.run(_turns(turns))
+
+    @rule(seconds=st.sampled_from([0.011, 0.15, 0.6, 3.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        """Intervals and backoffs run out."""
+        self.runner.run(asyncio.sleep(seconds))
+
+    @precondition(lambda self: len(self.workers) < MOST_WORKERS)
+    @rule()
+    def join(self) -> None:
+        """One more worker joins the group."""
+        self.runner.run(self._join())
+
+    @precondition(lambda self: self.workers)
+    @rule(index=st.integers(0, MOST_WORKERS - 1))
+    def crash(self, index: int) -> None:
+        """A worker dies where it stands; its records in flight may still arrive, late."""
+        self.runner.run(self._pick(index).crash())
+
+    @precondition(lambda self: len(self.workers) > 1)
+    @rule(index=st.integers(0, MOST_WORKERS - 1))
+    def leave(self, index: int) -> None:
+        """A worker stops in an orderly way."""
+        self.runner.run(_finish(self._pick(index)))
+
+    @precondition(lambda self: self.workers)
+    @rule(index=st.integers(0, MOST_WORKERS - 1))
+    def forget_and_rejoin(self, index: int) -> None:
+        """The group takes a live worker for dead: a zombie for some turns, then a member again."""
+        source = self.workers[index % len(self.workers)].source
+        source.crash()
+        self.runner.run(_turns(25))
+        self.runner.run(source.start())
+
+    @rule(faults=st.lists(st.sampled_from(list(Fault)), min_size=1, max_size=8))
+    def sends_fail(self, faults: list[Fault]) -> None:
+        """The next sends meet these faults, one after the other."""
+        script = iter(faults)
+        self.send_fault = lambda _: next(script, Fault.NONE)
+
+    @rule(
+        operation=st.sampled_from(["poll", "commit", "committed", "offset_ranges", "read"]),
+        fault=st.sampled_from([Fault.UNKNOWN_STORED, Fault.UNKNOWN_LOST]),
+        times=st.integers(1, 4),
+    )
+    def operations_fail(self, operation: str, fault: Fault, times: int) -> None:
+        """The next calls of one operation fail."""
+        left = iter(range(times))
+
+        def decide(called: str) -> Fault:
+            if called == operation and next(left, None) is not None:
+                return fault
+            return Fault.NONE
+
+        self.operation_fault = decide
+
+    @precondition(lambda self: self.late)
+    @rule(index=st.integers(0, 1000))
+    def write_late(self, index: int) -> None:
+        """A record that a worker had handed over arrives after all, behind newer ones."""
+        self._append(self.late.pop(index % len(self.late)))
+
+    # -- what always holds
+
+    @invariant()
+    def a_commit_passes_nothing_without_its_effect(self) -> None:
+        """Every record below a committed offset has been booked, moved or dead-lettered."""
+        committed = self.world.committed
+        newest = self.world.newest_positions()
+        dead = self._dead_lettered()
+        moved = self._copies()
+        for (partition, offset), produced in self.produced.items():
+            if offset >= committed.get(partition, 0):
+                continue
+            place = (partition, offset)
+            if produced.kind is Kind.POISON:
+                assert place in dead, f"{place} is committed and not dead-lettered"
+            elif produced.is_misplaced:
+                assert place in moved, f"{place} is committed and not re-keyed"
+            elif produced.kind is Kind.LATE_POISON:
+                assert place in dead, f"{place} is committed and not dead-lettered"
+            else:
+                covered = newest.get(produced.symbol, {"source": {"offset": -1}})["source"]
+                assert covered["offset"] >= offset, f"{place} is committed and not stored"
+
+    # -- inside
+
+    async def _join(self) -> None:
+        worker = self.world.worker()
+        worker.source.max_records = 5
+        worker.publisher.faults = self._send_fault
+        worker.source.faults = worker.reader.faults = self._operation_fault
+        self.workers.append(worker)
+        await worker.start()
+
+    def _operation_fault(self, operation: str) -> Fault:
+        return self.operation_fault(operation)
+
+    def _pick(self, index: int) -> Worker:
+        return self.workers.pop(index % len(self.workers))
+
+    def _send_fault(self, record: OutgoingRecord) -> Fault:
+        fault = self.send_fault(record)
+        if fault is Fault.REFUSED and record.topic == TRADES:
+            fault = Fault.NOT_SENT
+        if fault is Fault.UNKNOWN_LOST and record.topic == POSITIONS:
+            self.late.append(record)
+        return fault
+
+    def _append(self, record: OutgoingRecord) -> None:
+        self.world.broker.append(
+            record.topic,
+            record.value,
+            key=record.key,
+            headers=record.headers,
+            partition=record.partition,
+        )
+
+    async def _come_to_rest(self) -> None:
+        """End all faults, start afresh where a person would, and wait for the last commit."""
+        self.send_fault = lambda _: Fault.NONE
+        self.operation_fault = lambda _: Fault.NONE
+        self._restart_the_ended()
+        for worker in self.workers:
+            await worker.crash()  # what was refused for good waits for a restart
+        self.workers = []
+        await self._join()
+        await until(self._is_at_rest)
+
+    def _is_at_rest(self) -> bool:
+        (worker,) = self.workers
+        assert worker.task is not None
+        assert not worker.task.done(), worker.task.exception()
+        return self.world.committed == self.world.ends
+
+    async def _end(self) -> None:
+        for worker in self.workers:
+            await worker.crash()
+
+    def _restart_the_ended(self) -> None:
+        """Take note of workers that have ended by themselves, as a supervisor does."""
+        for worker in list(self.workers):
+            assert worker.task is not None
+            if worker.task.done():
+                error = worker.task.exception()
+                if not isinstance(error, OwnershipError):
+                    raise AssertionError("a worker has ended") from error
+                worker.source.crash()
+                self.workers.remove(worker)
+
+    @invariant()
+    def workers_end_only_when_they_have_lost_ownership(self) -> None:
+        """No fault ends a worker but the sight of somebody else's newer state."""
+        self._restart_the_ended()
+
+    # -- what there is at the end
+
+    def _dead_lettered(self) -> dict[Place, list[MemoryRecord]]:
+        found = defaultdict(list)
+        for record in self.world.broker.records(DEAD_LETTERS):
+            said = headers_of(record)
+            place = int(said["__dlq.errors.partition"]), int(said["__dlq.errors.offset"])
+            found[place].append(record)
+        return found
+
+    def _copies(self) -> dict[Place, list[tuple[Place, MemoryRecord]]]:
+        """Find the re-keyed records by origin, in log order."""
+        found = defaultdict(list)
+        for partition in range(PARTITIONS):
+            for record in self.world.broker.records(TRADES, partition):
+                if (partition, record.offset) not in self.produced:
+                    topic, origin, offset = headers_of(record)["x-rekeyed-from"].split("/")
+                    assert topic == TRADES
+                    found[int(origin), int(offset)].append(((partition, record.offset), record))
+        return found
+
+    def _check_fates(self) -> None:
+        """Every record has one fate, and nothing has a fate that was never produced."""
+        dead = self._dead_lettered()
+        moved = self._copies()
+        to_move = {
+            place for place, p in self.produced.items() if p.is_misplaced and p.kind != Kind.POISON
+        }
+        assert set(moved) == to_move
+        refused = {place for place, p in self.produced.items() if p.kind is Kind.POISON}
+        for place, produced in self.produced.items():
+            if produced.kind is Kind.LATE_POISON and not produced.is_misplaced:
+                refused.add(place)
+            for (partition, offset), copy in moved.get(place, ()):
+                assert partition == HOME[produced.symbol]
+                assert copy.key == produced.symbol.encode()
+                assert copy.value == produced.record.value
+                assert list(copy.headers)[:-1] == list(produced.record.headers)
+                if produced.kind is Kind.LATE_POISON:
+                    refused.add((partition, offset))
+        assert set(dead) == refused
+        for place, letters in dead.items():
+            original = self.world.broker.records(TRADES, place[0])[place[1]]
+            for letter in letters:
+                assert (letter.key, letter.value) == (original.key, original.value)
+                kept = len(original.headers)
+                assert list(letter.headers)[:kept] == list(original.headers)
+
+    def _check_positions(self) -> None:
+        """The changelog holds what decimal arithmetic makes of the log, to the last digit."""
+        expected = self._expected_positions()
+        stored = self.world.newest_positions()
+        assert stored.keys() == expected.keys()
+        for symbol, body in stored.items():
+            model = expected[symbol]
+            assert Decimal(body["quantity"]) == model.quantity
+            assert Decimal(body["open_cost"]) == model.cost
+            assert Decimal(body["realized_pnl"]) == model.realized
+            assert body["trade_count"] == model.count
+        in_memory = {
+            key: position
+            for partition in self.workers[0].consumer._open.values()
+            for key, position in partition.processor.positions.items()
+        }
+        restored = {
+            key: position
+            for p in range(PARTITIONS)
+            for key, position in self.runner.run(
+                self.world.changelog().restore(p)
+            ).positions.items()
+        }
+        assert restored == in_memory
+
+    def _expected_positions(self) -> dict[str, ModelPosition]:
+        positions: dict[str, ModelPosition] = defaultdict(ModelPosition)
+        first_copies = {copies[0][0]: origin for origin, copies in self._copies().items()}
+        for partition in range(PARTITIONS):
+            for record in self.world.broker.records(TRADES, partition):
+                place = partition, record.offset
+                produced = self.produced.get(first_copies.get(place, place))
+                if produced is None or produced.kind is not Kind.VALID:
+                    continue
+                if produced.is_misplaced == (place in first_copies):
+                    fields = _fields(record)
+                    positions[produced.symbol].fill(*fields)
+        return dict(positions)
+
+
+def _fields(record: MemoryRecord) -> tuple[str, Decimal, Decimal]:
+    body = body_of(record)
+    return body["side"], Decimal(body["price"]), Decimal(body["quantity"])
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def _finish(worker: Worker) -> None:
+    try:
+        await worker.finish()
+    except OwnershipError:
+        worker.source.crash()
+
+
+TestDeliveryModel = DeliveryModel.TestCase
+TestDeliveryModel.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
