@@ -82,7 +82,7 @@ def dead_letter(
         value=record.value or b"",
         headers=[*kept, *((name, text.encode()) for name, text in added.items())],
         partition=source_partition,
-        timestamp_ms=record.timestamp,
+        timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
     )
 
 

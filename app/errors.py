@@ -9,6 +9,7 @@
     ├── TopicError               a topic is missing or not as delivery needs it: a person decides
     ├── OffsetGapError           records this group never saw are gone: a person decides
     ├── OwnershipError           another owner writes this group's state: give the partition up
+    ├── ReplayFileError          a file cannot be used: name it, and replay the next one
     └── EmbeddedBrokerError      the broker that we start ourselves cannot start or stop
 
 Anything else that escapes is a bug: it stops the process and is never swallowed.
@@ -75,6 +76,20 @@ class OffsetGapError(TradeStreamError):
 
 class OwnershipError(TradeStreamError):
     """Another owner has written newer state of a partition that we believed to be ours."""
+
+
+class ReplayFileError(TradeStreamError):
+    """A file of a replay cannot be read or written, or not any further.
+
+    Args:
+        file: The file as it was named.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, file: str, problem: str) -> None:
+        super().__init__(f"{file}: {problem}")
+        self.file = file
+        self.problem = problem
 
 
 class EmbeddedBrokerError(TradeStreamError):

@@ -42,12 +42,13 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]:,.0f}/s"),
+                TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
             self._bar.start()
-            self._bar.add_task(self._what, total=self._total, rate=0.0)
+            self._bar.add_task(self._what, total=self._total, rate=0.0, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,15 +56,20 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, count: int) -> None:
-        """Count records that are done."""
+    def advance(self, count: int, note: str = "") -> None:
+        """Count records that are done; `note` says what else there is to know of them."""
         self._done += count
         now_s = time.monotonic()
         rate = self._done / max(now_s - self._started_s, 0.001)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, rate=rate)
+            self._bar.update(self._bar.task_ids[0], completed=self._done, rate=rate, note=note)
         elif now_s - self._reported_s >= INTERVAL_S:
             self._reported_s = now_s
             log.info(
-                "progress", what=self._what, done=self._done, total=self._total, per_s=round(rate)
+                "progress",
+                what=self._what,
+                done=self._done,
+                total=self._total,
+                per_s=round(rate),
+                **({"note": note} if note else {}),
             )

@@ -160,7 +160,7 @@ class TradeProcessor:
                 if offset <= position.source_offset:
                     # Booked by an earlier life, unless it was refused: that says it again.
                     self._check_currency(position, event)
-                    result.already_applied += 1
+                    result.already_applied += is_open
                     booked += is_open
                     continue
                 if origin is not None and _is_second_copy(position, origin):

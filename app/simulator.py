@@ -87,7 +87,7 @@ class TradeSimulator:
 
 def _symbol(number: int) -> str:
     letters = ""
-    number += 26 * 26  # three letters at least
+    number += 26 + 26 * 26  # three letters at least
     while number >= 0:
         letters = chr(ord("A") + number % 26) + letters
         number = number // 26 - 1

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from app.errors import TradeStreamError
-from app.lifecycle import EXIT_CONFIG
+from app.lifecycle import EXIT_CONFIG, EXIT_NEEDS_PERSON
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +65,7 @@ class Supervisor:
         while not stop.is_set():
             started_s = loop.time()
             exit_code = await self._run_once(number)
-            if exit_code == 0 or stop.is_set():
+            if exit_code in (0, EXIT_NEEDS_PERSON) or stop.is_set():
                 return
             if exit_code == EXIT_CONFIG:
                 raise TradeStreamError(f"worker {number} refuses its settings")

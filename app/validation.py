@@ -190,17 +190,20 @@ def _check_rare(event: TradeEvent, time_ns: int, suspects: list[str]) -> int:
 def _check_texts(event: TradeEvent) -> None:
     for field in _TEXT_FIELDS:
         text = getattr(event, field)
-        if text is None:
-            continue
-        if not isinstance(text, str):
-            raise InvalidTradeError(f"{reason_name(field)}-wrong-type", f"{field} must be text")
-        if len(text) > MAX_TEXT_LENGTH:
-            raise InvalidTradeError(
-                f"{reason_name(field)}-too-long",
-                f"{field} must have at most {MAX_TEXT_LENGTH} characters",
-            )
-        if not text.isprintable():
-            raise _bad_character(field)
+        if text is not None:
+            _check_text(text, field)
+
+
+def _check_text(text: object, field: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidTradeError(f"{reason_name(field)}-wrong-type", f"{field} must be text")
+    if len(text) > MAX_TEXT_LENGTH:
+        raise InvalidTradeError(
+            f"{reason_name(field)}-too-long",
+            f"{field} must have at most {MAX_TEXT_LENGTH} characters",
+        )
+    if not text.isprintable():
+        raise _bad_character(field)
 
 
 def _check_enums(event: TradeEvent) -> None:
@@ -240,9 +243,10 @@ def _sum_fees(event: TradeEvent, currency: str, suspects: list[str]) -> int:
 
 def _check_fee_texts(fee: Fee) -> None:
     if fee.currency is not None:
+        _check_text(fee.currency, "fee_currency")
         _check_currency(fee.currency, "fee_currency")
-    if fee.type is not None and (len(fee.type) > MAX_TEXT_LENGTH or not fee.type.isprintable()):
-        raise _bad_character("fee_type")
+    if fee.type is not None:
+        _check_text(fee.type, "fee_type")
 
 
 def _suspect_once(code: str, suspects: list[str]) -> None:

@@ -26,7 +26,7 @@ TRADES: Final = "trades"
 DEAD_LETTERS: Final = "dead-letters"
 POSITIONS: Final = "positions"
 PARTITIONS: Final = 2
-PATIENCE_S: Final = 300.0
+PATIENCE_S: Final = 60.0
 
 
 def symbols_of(partition: int, count: int) -> list[str]:
@@ -183,4 +183,4 @@ async def until(condition: Callable[[], bool]) -> None:
     """
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - no event says when it holds
-            await asyncio.sleep(0.01)  # of virtual time
+            await asyncio.sleep(0.05)  # of virtual time

@@ -35,8 +35,12 @@ async def until_connected(connect: Callable[[], Awaitable[T]], *, timeout_s: flo
         before_sleep=_tell_once(timeout_s),
         reraise=True,
     )
+
+    async def attempt() -> T:
+        return await connect()
+
     try:
-        return await retrying(connect)
+        return await retrying(attempt)
     except TransportError as exc:
         if not exc.retryable:
             raise

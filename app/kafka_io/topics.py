@@ -1,5 +1,6 @@
 """The three topics: created with the settings that delivery needs, or checked against them."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from app.kafka_io.options import (
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 24 * _HOUR_MS
 _MAX_REPLICATION: Final = 3
+_VISIBLE_TIMEOUT_S: Final = 30.0
+_VISIBLE_POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,11 @@ class TopicAdmin:
                 raise TopicError(
                     f"cannot create topic {name}: {rest[0] if rest else error.__name__}"
                 )
+        # Created is not yet known to every broker; whoever asks next would be told it is missing.
+        names = [plan.name for plan in plans]
+        async with asyncio.timeout(_VISIBLE_TIMEOUT_S):
+            while any(not _is_led(topic) for topic in await admin.describe_topics(names)):
+                await asyncio.sleep(_VISIBLE_POLL_S)
 
     async def _wanted_partitions(self, admin: Any) -> int:
         # The three must agree: what is there already decides.
@@ -151,6 +159,10 @@ class TopicAdmin:
         if source["error_code"] == 0:
             return len(source["partitions"])
         return self._settings.kafka_partitions
+
+
+def _is_led(topic: dict[str, Any]) -> bool:
+    return topic["error_code"] == 0 and all(p["leader"] >= 0 for p in topic["partitions"])
 
 
 def _partition_problems(source: str, plans: list[TopicPlan], counts: dict[str, int]) -> list[str]:
@@ -199,5 +211,5 @@ class _Admin:
 
     async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
         await self._client.close()
-        if isinstance(exc, KafkaError):
+        if isinstance(exc, KafkaError | TimeoutError):
             raise transport_error("a topic request failed", self._settings, exc) from exc

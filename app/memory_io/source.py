@@ -99,7 +99,8 @@ class MemorySource:
         if not batches and timeout_s > 0:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):  # wait_for of 3.11 can swallow a cancel
+                    await self._changed.wait()
             except TimeoutError:
                 return []
             batches = self._fetch()

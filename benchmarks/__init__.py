@@ -1,0 +1,1 @@
+"""Measurements; every figure in the documentation comes out of one of these."""

@@ -1,0 +1,110 @@
+"""The documentation says what is: settings, commands, schema, reason codes, examples."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import typer
+
+from app.cli import app
+from app.config import Settings, describe
+from app.models import Position
+from app.position_codec import encode_heartbeat, encode_position
+from app.simulator import POISON
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def settings_table() -> str:
+    """Write the table of settings as the README holds it."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for row in describe(Settings.from_env({}), {}):
+        value = row["value"]
+        shown = "" if value in (None, "None") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        rows.append(f"| `{row['name']}` | {shown} | {row['description']} |")
+    return "\n".join(rows)
+
+
+def test_readme_lists_every_setting_with_its_default() -> None:
+    """The configuration table is the one that the settings themselves give."""
+    assert settings_table() in README, settings_table()
+
+
+def test_readme_names_every_command() -> None:
+    """Each command of the command line stands in the README's table."""
+    group = typer.main.get_command(app)
+    names = group.commands  # type: ignore[attr-defined]
+    assert names
+    for name in names:
+        assert re.search(rf"`{name}[ `|\\]", README), name
+
+
+def test_readme_links_lead_somewhere() -> None:
+    """Every relative link of the README and the docs names a file that is there."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_position_records_fit_their_published_schema() -> None:
+    """What we write validates against the schema for readers in other languages."""
+    schema = json.loads((ROOT / "docs/position-record.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    position = Position(
+        "BOOK", "SYM", "USD", -5, -(10**20) - 1, 10**9, 7, -3, 12345, 946684800123456789, 4, 99,
+        {3: 17}, 2,
+    )  # fmt: skip
+    values = [
+        encode_position(position, group="g", topic="t", partition=1),
+        encode_position(Position(None, "S", "USD", mark_ns=946684800 * 10**9), group="g", topic="t", partition=0),
+        encode_heartbeat(group="g", topic="t", partition=0, offset=-1),
+    ]  # fmt: skip
+    for value in values:
+        jsonschema.validate(json.loads(value), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(values[0]) | {"quantity": 1.5}, schema)
+
+
+def test_dead_letter_page_names_the_reasons_of_the_simulator() -> None:
+    """Every reason that the simulator's poison leads to is explained."""
+    page = (ROOT / "docs/dead-letters.md").read_text()
+    general = {"symbol-missing", "price-wrong-type", "price-out-of-range"}
+    for reason in POISON:
+        named = re.sub(r"^(symbol|price)-", "<field>-", reason) if reason in general else reason
+        assert f"`{named}`" in page, reason
+
+
+def test_example_of_the_processor_runs() -> None:
+    """The embedded processor prints the worked case of two flips."""
+    done = subprocess.run(
+        [sys.executable, "examples/own_processor.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "net realised 246.7" in done.stdout
+
+
+def test_readme_python_gives_what_its_comment_says() -> None:
+    """The snippet in the README prints the numbers beside it."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == snippet.rsplit("#", 1)[1].split()
+
+
+def readme_commands() -> list[list[str]]:
+    """Give the shell commands of the README, one argument list each."""
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    lines = (line.split("  #")[0].strip() for line in blocks.splitlines())
+    return [shlex.split(line, comments=True) for line in lines if line]
+
+
+def test_readme_commands_are_all_known() -> None:
+    """No command of the README is one that nobody checks."""
+    known = ("./run.sh", "pip", "python", "HIGH_VOLUME=true", "docker", "docker-compose", "trade-stream")
+    assert {command[0] for command in readme_commands()} == set(known)
