@@ -1,8 +1,9 @@
 """A checkpoint: the effects of what was processed, acknowledged before their offsets are committed.
 
-Order within one: dead letters, re-keyed trades and positions are published and every one of them is
-acknowledged; then the next offsets are committed by name. A crash anywhere before the commit makes
-the records come again, and what is applied already is recognised by its offset.
+Order within one: dead letters and re-keyed trades are acknowledged first, then positions, then the next
+offsets are committed by name. A crash anywhere before the commit makes the records come again, and
+what is applied already is recognised by its offset. Positions come after dead letters because some
+refusals follow from a position: once a later state is stored, they could not be judged again.
 """
 
 import asyncio
@@ -102,8 +103,14 @@ async def run_checkpoint(
         Nothing is committed; what was sent is recognised when the records come again.
     """
     result = CheckpointResult()
-    outcomes = await _publish_all(effects, publisher, changelog, result)
-    for partition, acks in outcomes.items():
+    sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
+    await _publish_all(sends, publisher, result)
+    written = {
+        partition: _position_records(changelog, partition, effect)
+        for partition, effect in effects.items()
+        if partition not in result.refused
+    }
+    for partition, acks in (await _publish_all(written, publisher, result)).items():
         expected, stale = await changelog.foreign_writes(
             partition, effects[partition].changelog_offset, acks, positions.get(partition, {})
         )
@@ -115,44 +122,45 @@ async def run_checkpoint(
     return result
 
 
+def _position_records(
+    changelog: Changelog, partition: int, effect: PartitionEffects
+) -> list[OutgoingRecord]:
+    records = changelog.records(partition, effect.positions)
+    return records if effect.heartbeat is None else [*records, effect.heartbeat]
+
+
 async def _publish_all(
-    effects: Mapping[int, PartitionEffects],
-    publisher: Publisher,
-    changelog: Changelog,
-    result: CheckpointResult,
+    records: Mapping[int, list[OutgoingRecord]], publisher: Publisher, result: CheckpointResult
 ) -> dict[int, list[SendOutcome]]:
-    """Publish until everything is acknowledged; give the acks of position writes, in log order."""
-    owners: list[tuple[int, bool]] = []
-    records: list[OutgoingRecord] = []
-    for partition, effect in effects.items():
-        written = changelog.records(partition, effect.positions)
-        if effect.heartbeat is not None:
-            written.append(effect.heartbeat)
-        owners += [(partition, False)] * len(effect.sends) + [(partition, True)] * len(written)
-        records += effect.sends + written
+    """Publish until everything is acknowledged or refused; give the acks in log order.
+
+    Args:
+        records: What to send, by the partition whose trades it comes from.
+        publisher: Sends it.
+        result: Takes the partitions with a record that is refused for good.
+    """
+    pending = [(partition, record) for partition, of in records.items() for record in of]
     acks: dict[int, list[SendOutcome]] = defaultdict(list)
     backoff_s = _FIRST_BACKOFF_S
-    pending = list(range(len(records)))
     while pending:
-        outcomes = await publisher.publish([records[i] for i in pending])
         left = []
-        for index, outcome in zip(pending, outcomes, strict=True):
-            partition, is_position = owners[index]
+        error = ""
+        outcomes = await publisher.publish([record for _, record in pending])
+        for (partition, record), outcome in zip(pending, outcomes, strict=True):
             if outcome.state is SendState.OK:
-                if is_position:
-                    acks[partition].append(outcome)
+                acks[partition].append(outcome)
             elif outcome.retryable:
-                left.append(index)
+                left.append((partition, record))
+                error = outcome.error
             else:
-                result.refused[partition] = f"{records[index].topic} refused: {outcome.error}"
+                result.refused[partition] = f"{record.topic} refused: {outcome.error}"
         pending = left
         if pending:
-            error = next(o.error for o in outcomes if o.state is not SendState.OK)
             log.warning("effects_wait_for_broker", records=len(pending), error=error)
             await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - full jitter
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
-    for partition in acks:
-        acks[partition].sort(key=lambda outcome: outcome.offset)
+    for of_partition in acks.values():
+        of_partition.sort(key=lambda outcome: outcome.offset)
     return acks
 
 

@@ -29,9 +29,16 @@ from app.errors import OffsetGapError, TransportError
 from app.headers import Origin
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
-from app.lifecycle import EXIT_NEEDS_PERSON, run_command, run_with_stop, start_up
+from app.lifecycle import EXIT_NEEDS_PERSON, run_program, run_with_stop, start_up
 from app.models import Fate, Position
-from app.ports import LogReader, OutgoingRecord, Publisher, RecordBatch, RecordSource
+from app.ports import (
+    LogReader,
+    OutgoingRecord,
+    Publisher,
+    RecordBatch,
+    RecordSource,
+    SendState,
+)
 from app.services import BatchResult, TradeProcessor
 from app.starting_point import starting_point
 from app.stats import ConsumerStats
@@ -398,13 +405,15 @@ class TradeConsumer:
         start = starting_point(
             committed=committed,
             is_known=restored.is_known,
-            source_offset=restored.source_offset,
+            has_positions=bool(restored.positions),
+            source_offset=restored.newest[1],
             first=first,
             end=end,
             may_continue=self._settings.on_gap is OnGap.CONTINUE,
         )
+        changelog_offset = restored.next_offset
         if start.is_first_start:
-            await self._source.commit({number: start.offset})
+            changelog_offset = await self._claim(number, start.offset)
         partition = _Partition(
             number=number,
             processor=self._processor(number, restored.positions.values()),
@@ -412,12 +421,24 @@ class TradeConsumer:
             next_offset=max(first, start.offset - self._settings.consumer_takeover_margin),
             effects_from=start.offset,
             committed=start.offset,
-            changelog_offset=restored.next_offset,
+            changelog_offset=changelog_offset,
             last_write_s=self._monotonic(),
         )
         positions = partition.processor.positions
         partition.effects.positions = {key: positions[key] for key in restored.stale_keys}
         return partition
+
+    async def _claim(self, number: int, first: int) -> int:
+        """Leave a first sign of this group, then commit where it starts.
+
+        From then on a commit without positions means that they were deleted.
+        """
+        heartbeat = self._changelog.heartbeat(number, first - 1)
+        (outcome,) = await self._publisher.publish([heartbeat])
+        if outcome.state is not SendState.OK:
+            raise TransportError(f"the positions topic takes no records: {outcome.error}")
+        await self._source.commit({number: first})
+        return outcome.offset + 1
 
     def _processor(self, number: int, positions: Collection[Position]) -> TradeProcessor:
         def belongs(key: str) -> bool:
@@ -463,6 +484,7 @@ class TradeConsumer:
                 start = starting_point(
                     committed=partition.next_offset,
                     is_known=True,
+                    has_positions=True,
                     source_offset=partition.next_offset - 1,
                     first=first,
                     end=end,
@@ -578,4 +600,4 @@ async def _stop_with_parent(parent_pid: int | None, stop: asyncio.Event) -> None
 
 
 if __name__ == "__main__":
-    run_command(lambda: typer.run(main))
+    run_program(main)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, TypeVar
 
 import structlog
+import typer
 
 from app.config import Settings, misspelt_names
 from app.errors import ConfigError, TradeStreamError
@@ -60,6 +61,13 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     sys.exit(0)
+
+
+def run_program(main: Callable[..., None]) -> NoReturn:
+    """Run a function as the command line of this process, options and all."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(main)
+    run_command(program)
 
 
 async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_s: float) -> T:

@@ -19,7 +19,7 @@ import typer
 
 from app.config import HIGH_VOLUME_COUNT
 from app.kafka_io.connect import open_publisher
-from app.lifecycle import EXIT_FAILED, run_command, run_with_stop, start_up
+from app.lifecycle import EXIT_FAILED, run_program, run_with_stop, start_up
 from app.ports import OutgoingRecord, Publisher, SendOutcome, SendState
 from app.progress import Progress
 from app.simulator import SimulatedTrade, TradeSimulator
@@ -27,8 +27,8 @@ from app.timestamps import NS_PER_S, format_timestamp
 
 DEFAULT_RATE: Final = 20.0
 CONNECT_TIMEOUT_S: Final = 30.0
-_CHUNK: Final = 500
-_CHUNKS_IN_FLIGHT: Final = 8
+_CHUNK: Final = 2_000
+_CHUNKS_IN_FLIGHT: Final = 4
 _TICK_S: Final = 0.005
 
 
@@ -244,4 +244,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(lambda: typer.run(main))
+    run_program(main)

@@ -77,7 +77,7 @@ async def rebuild_partition(
     }
     for key in old.keys() - positions.keys():  # kept as zero: a deleted key would forget its offset
         positions[key] = old[key]
-    await _write(settings, partition, positions, publisher, reader)
+    await _write(settings, partition, positions, stop, publisher, reader)
     return RebuiltPartition(partition, stop, records, len(positions))
 
 
@@ -128,6 +128,7 @@ async def _write(
     settings: Settings,
     partition: int,
     positions: dict[str, Position],
+    next_offset: int,
     publisher: Publisher,
     reader: LogReader,
 ) -> None:
@@ -138,6 +139,7 @@ async def _write(
         group=settings.kafka_group_id,
     )
     records: list[OutgoingRecord] = changelog.records(partition, positions)
+    records.append(changelog.heartbeat(partition, next_offset - 1))
     for start in range(0, len(records), _CHUNK):
         for outcome in await publisher.publish(records[start : start + _CHUNK]):
             if outcome.state is not SendState.OK:

@@ -22,6 +22,7 @@ def starting_point(
     *,
     committed: int | None,
     is_known: bool,
+    has_positions: bool,
     source_offset: int,
     first: int,
     end: int,
@@ -32,14 +33,15 @@ def starting_point(
     Args:
         committed: The group's committed next offset, if any.
         is_known: Whether positions or heartbeats of this group exist for the partition.
+        has_positions: Whether positions are among them.
         source_offset: Highest source offset that they cover, or -1.
-        first: First offset that the topic still holds, and `end` the one after its last.
-        end: See `first`.
+        first: First offset that the topic still holds.
+        end: Offset after the last one that it holds.
         may_continue: A person, or `ON_GAP=continue`, accepts that records are gone.
 
     Raises:
-        OffsetGapError: Records that were never seen are gone, or the topic is not the one that the
-            state was made from (`may_continue` does not help there).
+        OffsetGapError: Records that were never seen are gone; or state is missing, or the topic is
+            not the one that it was made from (`may_continue` does not help with these two).
     """
     if source_offset >= end or (committed is not None and committed > end):
         covered = max(source_offset + 1, committed or 0)
@@ -48,15 +50,21 @@ def starting_point(
             " was truncated or made anew. Set a new KAFKA_GROUP_ID and POSITIONS_TOPIC, or stop the"
             " consumers and run `trade-stream positions rebuild`"
         )
+    if committed is None and not has_positions:
+        return StartingPoint(first, is_first_start=True)
     if committed is None:
-        if not is_known:
-            return StartingPoint(first, is_first_start=True)
         if may_continue:
             return StartingPoint(first)
         raise OffsetGapError(
             f"no committed offset, but positions up to offset {source_offset}: the group's offsets"
             f" expired or were deleted. `trade-stream gap accept` reads again from offset {first};"
             " what is booked is not booked twice"
+        )
+    if not is_known:
+        raise OffsetGapError(
+            f"committed up to offset {committed}, but no positions: they were deleted, or"
+            " POSITIONS_TOPIC was changed. Set it back, or stop the consumers and run"
+            " `trade-stream positions rebuild`"
         )
     if committed < first:
         if may_continue:

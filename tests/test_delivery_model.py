@@ -321,7 +321,9 @@ class DeliveryModel(RuleBasedStateMachine):
         (worker,) = self.workers
         assert worker.task is not None
         assert not worker.task.done(), worker.task.exception()
-        return self.world.committed == self.world.ends
+        owned = worker.consumer._open.values()
+        is_idle = len(owned) == PARTITIONS and not any(p.has_work for p in owned)
+        return is_idle and self.world.committed == self.world.ends
 
     async def _end(self) -> None:
         for worker in self.workers:
@@ -369,7 +371,9 @@ class DeliveryModel(RuleBasedStateMachine):
         dead = self._dead_lettered()
         moved = self._copies()
         to_move = {
-            place for place, p in self.produced.items() if p.is_misplaced and not p.is_refused_at_sight
+            place
+            for place, p in self.produced.items()
+            if p.is_misplaced and not p.is_refused_at_sight
         }
         assert set(moved) == to_move
         refused = {place for place, p in self.produced.items() if p.is_refused_at_sight}

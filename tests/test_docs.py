@@ -26,7 +26,11 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for row in describe(Settings.from_env({}), {}):
         value = row["value"]
-        shown = "" if value in (None, "None") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        shown = (
+            ""
+            if value in (None, "None")
+            else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        )
         rows.append(f"| `{row['name']}` | {shown} | {row['description']} |")
     return "\n".join(rows)
 
@@ -83,7 +87,11 @@ def test_dead_letter_page_names_the_reasons_of_the_simulator() -> None:
 def test_example_of_the_processor_runs() -> None:
     """The embedded processor prints the worked case of two flips."""
     done = subprocess.run(
-        [sys.executable, "examples/own_processor.py"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "examples/own_processor.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "net realised 246.7" in done.stdout
 
@@ -106,5 +114,13 @@ def readme_commands() -> list[list[str]]:
 
 def test_readme_commands_are_all_known() -> None:
     """No command of the README is one that nobody checks."""
-    known = ("./run.sh", "pip", "python", "HIGH_VOLUME=true", "docker", "docker-compose", "trade-stream")
+    known = (
+        "./run.sh",
+        "pip",
+        "python",
+        "HIGH_VOLUME=true",
+        "docker",
+        "docker-compose",
+        "trade-stream",
+    )
     assert {command[0] for command in readme_commands()} == set(known)

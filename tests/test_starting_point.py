@@ -19,6 +19,7 @@ def start(
     return starting_point(
         committed=committed,
         is_known=known is not None,
+        has_positions=known is not None and known >= 0,
         source_offset=-1 if known is None else known,
         first=held[0],
         end=held[1],
@@ -36,7 +37,15 @@ def test_group_without_any_trace_starts_at_the_first_offset(first: int) -> None:
 def test_group_goes_on_at_its_commit(committed: int) -> None:
     """From the first offset held up to the end, the commit is where to go on."""
     assert start(committed, known=committed - 1, held=(10, 100)) == StartingPoint(committed)
-    assert start(committed, held=(10, 100)) == StartingPoint(committed)
+
+
+@pytest.mark.parametrize("may_continue", [False, True])
+def test_commit_without_any_trace_in_the_positions_topic_always_stops(
+    *, may_continue: bool
+) -> None:
+    """Going on with an empty state would show wrong positions: they have to be made anew."""
+    with pytest.raises(OffsetGapError, match=r"no positions.*positions rebuild"):
+        start(50, may_continue=may_continue)
 
 
 def test_positions_ahead_of_the_commit_are_no_gap() -> None:
@@ -51,10 +60,14 @@ def test_lost_commit_stops_until_a_person_accepts() -> None:
     assert start(None, known=70, held=(5, 100), may_continue=True) == StartingPoint(5)
 
 
-def test_heartbeat_alone_makes_a_group_known() -> None:
-    """An owner that saw no trade yet has left a trace all the same."""
-    with pytest.raises(OffsetGapError, match="no committed offset"):
-        start(None, known=-1)
+def test_heartbeat_without_a_commit_is_a_first_start_again() -> None:
+    """A crash between the first sign of a group and its first commit has processed nothing."""
+    assert start(None, known=-1, held=(7, 100)) == StartingPoint(7, is_first_start=True)
+
+
+def test_heartbeat_alone_lets_a_committed_group_go_on() -> None:
+    """An owner that saw no good trade yet has left a trace all the same."""
+    assert start(50, known=-1) == StartingPoint(50)
 
 
 def test_deleted_records_stop_until_a_person_accepts() -> None:
@@ -91,6 +104,6 @@ def test_start_is_never_outside_of_what_the_topic_holds(
     except OffsetGapError:
         return
     assert first <= found.offset <= first + size
-    assert found.is_first_start == (committed is None and known is None)
+    assert found.is_first_start == (committed is None and known in (None, -1))
     if committed is not None and not may_continue:
         assert found.offset == committed

@@ -76,7 +76,8 @@ async def _starts(
             starting_point,
             committed=committed.get(number),
             is_known=restored.is_known,
-            source_offset=restored.source_offset,
+            has_positions=bool(restored.positions),
+            source_offset=restored.newest[1],
             first=first,
             end=end,
         )

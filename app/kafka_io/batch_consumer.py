@@ -269,6 +269,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def offset_ranges(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """Give the first offset held and the end offset of each partition."""
+        if not partitions:
+            return {}
         named = [TopicPartition(self._topic, partition) for partition in partitions]
         try:
             first = await self._consumer.beginning_offsets(named)

@@ -28,8 +28,8 @@ class KeyPartitioner:
             self._cache[key, count] = partition
         return partition
 
-    def __call__(self, key: bytes | None, all_partitions: list[int], available: list[int]) -> int:
-        """Choose as aiokafka asks; a record without a key goes anywhere that has a leader."""
+    def any_partition(self, key: bytes | None, count: int) -> int:
+        """Give the partition of a key, or any one where there is no key."""
         if key is None:
-            return random.choice(available or all_partitions)  # noqa: S311 - no secret
-        return all_partitions[self.partition(key, len(all_partitions))]
+            return random.randrange(count)  # noqa: S311 - no secret
+        return self.partition(key, count)

@@ -1,7 +1,9 @@
 """Publishing with acks=all, in order, with one of three outcomes for every record."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -32,7 +34,8 @@ from app.kafka_io.options import (
     transport_error,
 )
 from app.kafka_io.partitioner import KeyPartitioner
-from app.ports import OutgoingRecord, SendOutcome, SendState
+from app.ports import Headers, OutgoingRecord, SendOutcome, SendState
+from app.timestamps import NS_PER_MS
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +55,30 @@ _PERMANENT: Final = (
     TopicAuthorizationFailedError,
 )
 _UNSENT: Final = SendOutcome(SendState.NOT_SENT)
+_MAX_RECORD_BYTES: Final = MAX_REQUEST_BYTES - 64 * 1024  # room for headers and the batch's own
+_TOO_LARGE: Final = SendOutcome(
+    SendState.NOT_SENT, error=f"larger than {_MAX_RECORD_BYTES} bytes", retryable=False
+)
 _EXPIRED: Final = SendOutcome(SendState.UNKNOWN, error="no answer before the deadline")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Records of one partition that travel together, and where they stand in the call."""
+
+    topic: str
+    partition: int
+    builder: Any
+    indexes: list[int] = field(default_factory=list)
+
+    def append(
+        self, timestamp_ms: int, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> bool:
+        """Add a record; False when the batch is full."""
+        added = self.builder.append(
+            timestamp=timestamp_ms, key=key, value=value, headers=list(headers)
+        )
+        return added is not None
 
 
 class KafkaPublisher:
@@ -71,6 +97,7 @@ class KafkaPublisher:
         self._producer: Any = None
         self._is_dead = True
         self._order = asyncio.Lock()
+        self._partitioner = KeyPartitioner()
 
     async def start(self) -> None:
         """Connect once; retrying is the caller's.
@@ -106,9 +133,9 @@ class KafkaPublisher:
         async with self._order:
             await self._ensure_producer()
         try:
-            return len(await self._producer.partitions_for(topic))
-        except CLIENT_ERRORS as exc:
-            raise TopicError(f"topic {topic} is not there: {exc}") from exc
+            return await self._count(topic)
+        except TransportError as exc:
+            raise TopicError(f"topic {topic} is not there") from exc
 
     async def publish(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
         """Send records and give the outcome of each; see `ports.Publisher`.
@@ -137,73 +164,113 @@ class KafkaPublisher:
         return outcomes
 
     async def _attempt(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
-        deadline = asyncio.get_running_loop().time() + self._settings.send_deadline_s
+        deadline_s = asyncio.get_running_loop().time() + self._settings.send_deadline_s
+        outcomes = [_UNSENT] * len(records)
+        sent: list[tuple[_Batch, asyncio.Future[Any]]] = []
         # Submissions do not interleave: records keep their order over concurrent calls too.
         async with self._order:
             try:
                 await self._ensure_producer()
+                producer = self._producer
+                batches = await self._batches(producer, records, outcomes)
             except TransportError as exc:
                 return [_not_sent(exc, retryable=exc.retryable)] * len(records)
-            producer = self._producer
-            sent: list[asyncio.Future[Any] | SendOutcome] = []
-            for record in records:
-                submitted = await self._submit(producer, record, deadline)
-                sent.append(submitted)
-                if isinstance(submitted, SendOutcome) and _may_send_again(submitted):
+            for batch in batches:
+                submitted = await self._submit(producer, batch, deadline_s)
+                if not isinstance(submitted, SendOutcome):
+                    sent.append((batch, submitted))
+                    continue
+                for index in batch.indexes:
+                    outcomes[index] = submitted
+                if _may_send_again(submitted):
                     break  # nothing overtakes a record that will be sent again
-            sent += [_UNSENT] * (len(records) - len(sent))
-        return [await self._outcome(producer, future, deadline) for future in sent]
+        for batch, future in sent:
+            await self._settle(producer, batch, future, deadline_s, outcomes)
+        return outcomes
+
+    async def _batches(
+        self, producer: Any, records: Sequence[OutgoingRecord], outcomes: list[SendOutcome]
+    ) -> list["_Batch"]:
+        """Build the batches of a call, in order for each partition; too large records stay out."""
+        counts = {topic: await self._count(topic) for topic in {r.topic for r in records}}
+        now_ms = time.time_ns() // NS_PER_MS
+        batches: list[_Batch] = []
+        open_: dict[tuple[str, int], _Batch] = {}
+        for index, record in enumerate(records):
+            key, value = record.key, record.value
+            if len(value or b"") + len(key or b"") > _MAX_RECORD_BYTES:
+                outcomes[index] = _TOO_LARGE
+                continue
+            partition = record.partition
+            if partition is None:
+                partition = self._partitioner.any_partition(key, counts[record.topic])
+            timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
+            place = (record.topic, partition)
+            batch = open_.get(place)
+            if batch is None or not batch.append(timestamp_ms, key, value, record.headers):
+                batch = open_[place] = _Batch(*place, producer.create_batch())
+                batches.append(batch)
+                batch.append(timestamp_ms, key, value, record.headers)
+            batch.indexes.append(index)
+        return batches
+
+    async def _count(self, topic: str) -> int:
+        try:
+            return len(await self._producer.partitions_for(topic))
+        except CLIENT_ERRORS as exc:
+            raise TransportError(f"no partitions of topic {topic} are known: {exc}") from exc
 
     async def _submit(
-        self, producer: Any, record: OutgoingRecord, deadline: float
+        self, producer: Any, batch: "_Batch", deadline_s: float
     ) -> asyncio.Future[Any] | SendOutcome:
-        if deadline <= asyncio.get_running_loop().time():
+        if deadline_s <= asyncio.get_running_loop().time():
             return SendOutcome(SendState.NOT_SENT, error="not accepted before the deadline")
+        batch.builder.close()
         try:
-            future: asyncio.Future[Any] = await producer.send(
-                record.topic,
-                record.value,
-                record.key,
-                record.partition,
-                record.timestamp_ms,
-                list(record.headers),
+            future: asyncio.Future[Any] = await producer.send_batch(
+                batch.builder, batch.topic, partition=batch.partition
             )
-        except KafkaTimeoutError as exc:  # C2: refused by send() itself, so never queued
+        except KafkaTimeoutError as exc:  # C2: refused by the call itself, so never queued
             return _not_sent(exc, retryable=True)
-        except MessageSizeTooLargeError:
-            error = f"larger than {MAX_REQUEST_BYTES} bytes"
-            return SendOutcome(SendState.NOT_SENT, error=error, retryable=False)
-        except KafkaError as exc:
+        except (KafkaError, AssertionError) as exc:
             self._note(producer, exc)
             return _not_sent(exc, retryable=not isinstance(exc, _PERMANENT))
         return future
 
-    async def _outcome(
-        self, producer: Any, future: asyncio.Future[Any] | SendOutcome, deadline: float
-    ) -> SendOutcome:
-        if isinstance(future, SendOutcome):
-            return future
+    async def _settle(
+        self,
+        producer: Any,
+        batch: "_Batch",
+        future: asyncio.Future[Any],
+        deadline_s: float,
+        outcomes: list[SendOutcome],
+    ) -> None:
+        """Wait for one batch, up to the deadline, and note the outcome of its records."""
         if not future.done():
-            # asyncio.wait leaves the future alone: to cancel it would not take the record back.
-            await asyncio.wait([future], timeout=deadline - asyncio.get_running_loop().time())
-            if not future.done():
-                self._is_dead = producer is self._producer or self._is_dead
-                future.add_done_callback(_retrieve)
-                return _EXPIRED
-        try:
-            stored = future.result()
-        except (KafkaError, asyncio.CancelledError) as exc:
-            if isinstance(exc, asyncio.CancelledError) and not future.cancelled():
-                raise
+            # asyncio.wait leaves the future alone: to cancel it would not take the batch back.
+            timeout_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+            await asyncio.wait([future], timeout=timeout_s)
+        if not future.done():
+            self._is_dead = self._is_dead or producer is self._producer
+            future.add_done_callback(_retrieve)
+            failed = _EXPIRED
+        elif future.cancelled() or future.exception() is not None:
+            exc = None if future.cancelled() else future.exception()
+            if exc is not None and not isinstance(exc, KafkaError):
+                raise exc
             self._note(producer, exc)
-            return SendOutcome(
-                SendState.UNKNOWN,
-                error=f"{type(exc).__name__}: {exc}",
-                retryable=not isinstance(exc, _PERMANENT),
-            )
-        return SendOutcome(SendState.OK, stored.partition, stored.offset)
+            retryable = not isinstance(exc, _PERMANENT)
+            error = f"{type(exc).__name__}: {exc}"
+            failed = SendOutcome(SendState.UNKNOWN, error=error, retryable=retryable)
+        else:
+            base_offset = future.result().offset
+            for position, index in enumerate(batch.indexes):
+                outcomes[index] = SendOutcome(SendState.OK, batch.partition, base_offset + position)
+            return
+        for index in batch.indexes:
+            outcomes[index] = failed
 
-    def _note(self, producer: Any, exc: BaseException) -> None:
+    def _note(self, producer: Any, exc: BaseException | None) -> None:
         if isinstance(exc, _DEAD_PRODUCER) and producer is self._producer:
             log.warning("producer_died", error=type(exc).__name__)
             self._is_dead = True
@@ -215,9 +282,7 @@ class KafkaPublisher:
             old, self._producer = self._producer, None
             await _stop_within_bound(old)
         # A8: start() does not retry, and an object whose start failed is not started again.
-        producer = self._make_producer(
-            **producer_options(self._settings), partitioner=KeyPartitioner()
-        )
+        producer = self._make_producer(**producer_options(self._settings))
         try:
             await producer.start()
         except CLIENT_ERRORS as exc:

@@ -148,9 +148,10 @@ class _Replay:
         self._sizes = {file: file.stat().st_size for file in files if file.is_file()}
         try:
             for file in files:
-                await self._replay_file(file)
-                if self._summary.is_stopped:
+                if self._stop.is_set():
+                    self._summary.is_stopped = True
                     break
+                await self._replay_file(file)
             await self._submit()
             await self._settle(leave=0)
         finally:  # only after an error is anything left: the publisher is given its time

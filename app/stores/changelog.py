@@ -34,15 +34,15 @@ class Restored:
         stale_keys: Keys whose last record is not the newest: to be written again, or compaction
             would keep the older state.
         next_offset: Offset that our first write will get if nobody else writes.
-        is_known: Whether this group has ever written here.
-        source_offset: Highest source offset that anything here covers, or -1.
+        is_known: Whether this group has ever written here, if only a heartbeat.
+        newest: Generation of the newest record, and the highest source offset of that generation.
     """
 
     positions: dict[str, Position] = field(default_factory=dict)
     stale_keys: set[str] = field(default_factory=set)
     next_offset: int = 0
     is_known: bool = False
-    source_offset: int = -1
+    newest: tuple[int, int] = (0, -1)
 
 
 class Changelog:
@@ -94,7 +94,7 @@ class Changelog:
             return
         read = self._read(record, partition)
         restored.is_known = True
-        restored.source_offset = max(restored.source_offset, read.source.offset)
+        restored.newest = max(restored.newest, (read.generation, read.source.offset))
         if read.type == "heartbeat":
             return
         position = position_of(read)

@@ -18,7 +18,7 @@ from app.config import Settings  # noqa: E402
 from app.kafka_io import connect  # noqa: E402
 from app.kafka_io.batch_consumer import KafkaSource  # noqa: E402
 from app.kafka_io.publisher import KafkaPublisher  # noqa: E402
-from app.lifecycle import run_command  # noqa: E402
+from app.lifecycle import run_program  # noqa: E402
 from app.ports import OutgoingRecord, RecordBatch, SendOutcome  # noqa: E402
 
 POINTS = (
@@ -95,10 +95,7 @@ def main() -> None:
     del sys.argv[1:3]
     connect.KafkaSource = DyingSource  # type: ignore[misc]
     connect.KafkaPublisher = DyingPublisher  # type: ignore[misc]
-    import typer  # noqa: PLC0415 - as app/consumer.py runs itself
-
-    run_command(lambda: typer.run(consumer.main))
-
+    run_program(consumer.main)
 
 
 if __name__ == "__main__":

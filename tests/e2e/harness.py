@@ -140,9 +140,7 @@ class World:
         """Create the topics as the product would."""
         self.run("topics", "init")
 
-    def publish(
-        self, records: Iterable[tuple[bytes | None, bytes | None]], **options: Any
-    ) -> None:
+    def publish(self, records: Iterable[tuple[bytes | None, bytes | None]], **options: Any) -> None:
         """Publish with librdkafka: records without a key go anywhere, others by its own hash."""
         producer = Producer(
             {"bootstrap.servers": self.bootstrap, "acks": "all", "linger.ms": 5, **options}
@@ -172,7 +170,9 @@ class World:
         found: list[Message] = []
         try:
             for partition in consumer.list_topics(topic, timeout=10).topics[topic].partitions:
-                _, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+                _, end = consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=10
+                )
                 consumer.assign([TopicPartition(topic, partition, 0)])
                 position = 0
                 while position < end:
@@ -246,9 +246,7 @@ class World:
 
     def _check_dead_letters(self, refused: set[tuple[int, int]]) -> None:
         origins: Counter[tuple[int, int]] = Counter()
-        originals = {
-            (m.partition(), m.offset()): m for m in self.read(self.events) if refused
-        }
+        originals = {(m.partition(), m.offset()): m for m in self.read(self.events) if refused}
         for letter in self.read(self.dead_letters):
             headers = dict(letter.headers() or [])
             origin = (
@@ -276,7 +274,9 @@ class World:
             total = row["realized_pnl"] + row["unrealized_pnl"]
             value = model.quantity * model.mark
             assert total == model.realized + value - model.cost, key
-            assert abs(row["realized_pnl"] - model.realized) <= model.trades * Fraction(1, 10**24), key
+            assert abs(row["realized_pnl"] - model.realized) <= model.trades * Fraction(
+                1, 10**24
+            ), key
 
 
 def _is_amount(name: str) -> bool:
@@ -291,7 +291,9 @@ def _valid(value: bytes | None) -> dict[str, Any] | None:
     return event
 
 
-def trade(number: int, *, symbol: str, side: str, price: str, quantity: str, book: str | None = None) -> bytes:
+def trade(
+    number: int, *, symbol: str, side: str, price: str, quantity: str, book: str | None = None
+) -> bytes:
     """Encode a good trade as a stranger would."""
     event = {
         "trade_id": f"GOOD-{number}",

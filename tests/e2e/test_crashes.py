@@ -14,7 +14,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 SYMBOLS = [f"S{n}" for n in range(40)]
 BOOKS = ("", "ALPHA", "BETA")
-_NTH = {"in-assign": "1", "dead-letters-only": "1", "in-revoke": "1"}  # the others die in the midst of work
+_NTH = {
+    "in-assign": "1",
+    "dead-letters-only": "1",
+    "in-revoke": "1",
+}  # the others die in the midst of work
 
 
 def records(seed: int, count: int) -> list[tuple[bytes | None, bytes | None]]:

@@ -249,7 +249,11 @@ def test_rebuild_makes_damaged_positions_exact_again(world: World) -> None:
     world.consume_all()
     good_rows = world.positions()
     damaged = json.loads(
-        next(m.value() or b"" for m in world.read(f"{world.name}-positions") if b'"S1"' in (m.value() or b""))
+        next(
+            m.value() or b""
+            for m in world.read(f"{world.name}-positions")
+            if b'"S1"' in (m.value() or b"")
+        )
     )
     partition = damaged["source"]["partition"]
     damaged["source"]["offset"], damaged["quantity"] = damaged["source"]["offset"] + 1000, "1"
@@ -311,7 +315,9 @@ def test_demo_on_a_given_broker_uses_topics_of_its_own_and_removes_them(world: W
 def test_config_show_names_every_setting_and_hides_secrets(world: World) -> None:
     """Each variable is listed with its value and source; a password never is."""
     rows = json.loads(
-        world.run("config", "show", "--json", KAFKA_SASL_PASSWORD="hunter2", KAFKA_SASL_USERNAME="u")
+        world.run(
+            "config", "show", "--json", KAFKA_SASL_PASSWORD="hunter2", KAFKA_SASL_USERNAME="u"
+        )
     )
     by_name = {row["name"]: row for row in rows}
     assert by_name["KAFKA_TOPIC"]["value"] == world.events

@@ -57,16 +57,19 @@ def secure_world(tmp_path: Path) -> Iterator[World]:
 @pytest.mark.timeout(180)
 def test_trades_flow_over_sasl_ssl_and_a_wrong_password_is_refused(secure_world: World) -> None:
     """Produce, consume and read positions over TLS with SCRAM; a wrong password ends at once."""
-    produced = json.loads(
-        secure_world.run("produce", "--count", "500", "--rate", "0", "--json")
-    )
+    produced = json.loads(secure_world.run("produce", "--count", "500", "--rate", "0", "--json"))
     assert produced["produced"] == 500
     assert secure_world.consume_all()["fates"] == {"booked": 500}
     assert sum(int(row["lag"]) for row in json.loads(secure_world.run("lag", "--json"))) == 0
     assert secure_world.positions()
 
     started = secure_world.start(
-        "-m", "app", "consume", "--connect-timeout", "60", KAFKA_SASL_PASSWORD="guessed"  # noqa: S106
+        "-m",
+        "app",
+        "consume",
+        "--connect-timeout",
+        "60",
+        KAFKA_SASL_PASSWORD="guessed",  # noqa: S106
     )
     _, errors = started.communicate(timeout=30)
     assert started.returncode == 1

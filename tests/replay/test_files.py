@@ -15,16 +15,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.replay_files import (
-    MAX_RAW_BYTES,
-    MAX_ROW_BYTES,
-    Format,
-    ReadOptions,
-    ReplayFileError,
-    Row,
-    detect_format,
-    read_rows,
-)
+from app.errors import ReplayFileError
+from app.replay.files import RowFile
+from app.replay.rows import MAX_RAW_BYTES, MAX_ROW_BYTES, Row
 
 COMPRESSIONS = {"": lambda body: body, ".gz": gzip.compress, ".zst": zstandard.compress}
 ROWS = [{"a": "1", "b": "x"}, {"a": "2", "b": "y, z"}, {"a": "3", "b": "ä"}]
@@ -38,6 +31,7 @@ def parquet(**columns: Any) -> bytes:
 
 
 BODIES = {
+    ".CSV": b'a,b\n1,x\n2,"y, z"\n3,\xc3\xa4\n',
     ".csv": 'a,b\n1,x\n2,"y, z"\n3,ä\n'.encode(),
     ".jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
     ".ndjson": "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode(),
@@ -46,14 +40,12 @@ BODIES = {
 }
 
 
-def read(tmp_path: Path, name: str, body: bytes, **options: Any) -> list[Row]:
+def read(tmp_path: Path, name: str, body: bytes) -> list[Row]:
     """Write a file and read its rows."""
     path = tmp_path / name
     path.write_bytes(body)
-    rows = read_rows(path, ReadOptions(**options))
-    found = list(rows)
-    rows.close()
-    return found
+    with RowFile(path) as rows:
+        return list(rows)
 
 
 def shown(rows: list[Row]) -> list[tuple[int, str]]:
@@ -66,11 +58,11 @@ def shown(rows: list[Row]) -> list[tuple[int, str]]:
 def test_every_format_gives_the_same_rows_in_every_compression(
     tmp_path: Path, extension: str, compression: str
 ) -> None:
-    """Fifteen kinds of file hold the same three rows."""
+    """Format and compression are told by the extensions, in any letter case."""
     body = COMPRESSIONS[compression](BODIES[extension])
     rows = read(tmp_path, f"prints{extension}{compression}", body)
     assert [dict(row.columns) for row in rows] == ROWS
-    first = 2 if extension == ".csv" else 1
+    first = 2 if extension.lower() == ".csv" else 1
     assert [row.line for row in rows] == [first, first + 1, first + 2]
 
 
@@ -78,13 +70,10 @@ def test_header_is_known_ahead_of_the_rows_and_the_file_is_followed(tmp_path: Pa
     """Columns and the position in the stored file are there to be asked for."""
     path = tmp_path / "prints.csv"
     path.write_bytes(BODIES[".csv"])
-    rows = read_rows(path)
-    assert rows.columns == ("a", "b")
-    list(rows)
-    assert rows.bytes_read == rows.bytes_total == len(BODIES[".csv"])
-    rows.close()
-    rows.close()
-    assert rows.bytes_read == 0
+    with RowFile(path) as rows:
+        assert rows.columns == ("a", "b")
+        list(rows)
+        assert rows.bytes_read == len(BODIES[".csv"])
 
 
 @pytest.mark.parametrize("cut", [10, 200, 4_000])
@@ -105,12 +94,9 @@ def test_cut_off_compressed_file_gives_its_rows_and_then_an_error(
 
 def collect(path: Path, into: list[Row]) -> None:
     """Read rows one by one, so that those ahead of an error are kept."""
-    source = read_rows(path)
-    try:
+    with RowFile(path) as source:
         for row in source:
             into.append(row)  # noqa: PERF402 - extend would lose them when the file ends early
-    finally:
-        source.close()
 
 
 def test_zstd_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
@@ -146,25 +132,16 @@ def test_unusable_file_is_refused_when_it_is_opened(
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     """Neither can be read, and each is told apart."""
     with pytest.raises(ReplayFileError, match="does not exist"):
-        read_rows(tmp_path / "none.csv")
+        RowFile(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ReplayFileError, match="not a regular file"):
-        read_rows(tmp_path / "folder.csv")
-
-
-def test_format_can_be_named_whatever_the_extension_says(tmp_path: Path) -> None:
-    """A named format wins; the compression is still told by the extension."""
-    rows = read(
-        tmp_path, "x.dat.gz", gzip.compress(b"a;b\n1;2\n"), file_format=Format.CSV, delimiter=";"
-    )
-    assert dict(rows[0].columns) == {"a": "1", "b": "2"}
-    assert detect_format(Path("X.JSONL.GZ")) == (Format.JSONL, ".gz")
+        RowFile(tmp_path / "folder.csv")
 
 
 def test_missing_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever lacks the optional dependency is told how to install it."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"trade-stream\[parquet\]"):
+    with pytest.raises(ReplayFileError, match=r"trade-stream\[parquet\]"):
         read(tmp_path, "prints.parquet", BODIES[".parquet"])
 
 
@@ -307,6 +284,13 @@ def test_parquet_types_become_what_json_would_give(tmp_path: Path) -> None:
     assert second.columns["f32"] is second.columns["word"] is second.columns["ns"] is None
     assert (first.line, second.line) == (1, 2)
     assert json.loads(second.raw())["int"] is None
+
+
+def test_broken_zstd_parquet_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    """It is unpacked ahead of its rows, and a cut is found then."""
+    body = zstandard.compress(BODIES[".parquet"])
+    with pytest.raises(ReplayFileError, match="cut off"):
+        read(tmp_path, "prints.parquet.zst", body[:-5])
 
 
 def test_parquet_file_broken_in_its_middle_ends_with_an_error(tmp_path: Path) -> None:
