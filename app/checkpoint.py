@@ -1,9 +1,9 @@
 """A checkpoint: the effects of what was processed, acknowledged before their offsets are committed.
 
-Order within one: dead letters and re-keyed trades are acknowledged first, then positions, then the next
-offsets are committed by name. A crash anywhere before the commit makes the records come again, and
-what is applied already is recognised by its offset. Positions come after dead letters because some
-refusals follow from a position: once a later state is stored, they could not be judged again.
+Order within one: dead letters and re-keyed trades are acknowledged first, then positions, then the
+next offsets are committed by name. A crash anywhere before the commit makes the records come again,
+and what is applied already is recognised by its offset. Positions come after dead letters because
+some refusals follow from a position: once a later state is stored, they could not be judged again.
 """
 
 import asyncio

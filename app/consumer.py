@@ -15,63 +15,45 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Final
 
 import structlog
 import typer
 
 from app.checkpoint import CheckpointResult, PartitionEffects, run_checkpoint
-from app.config import KeyMismatch, OnGap, Settings
+from app.config import OnGap, Settings
 from app.dead_letters import dead_letter
 from app.errors import OffsetGapError, TransportError
 from app.headers import Origin
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.lifecycle import EXIT_NEEDS_PERSON, run_program, run_with_stop, start_up
-from app.models import Fate, Position
+from app.models import Fate
 from app.ports import (
     LogReader,
     OutgoingRecord,
     Publisher,
     RecordBatch,
     RecordSource,
-    SendState,
 )
-from app.services import BatchResult, TradeProcessor
+from app.services import BatchResult
 from app.starting_point import starting_point
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
+from app.takeover import OpenPartition, Takeover
 from app.timestamps import TimestampError, parse_timestamp
 
 log = structlog.get_logger(__name__)
 
 POLL_TIMEOUT_S: Final = 0.1
 PROGRESS_INTERVAL_S: Final = 5.0
+PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
 FINISH_TIMEOUT_S: Final = 12.0
 """Longest wait for the last checkpoint before partitions are given up."""
-
-
-@dataclass(slots=True)
-class _Partition:
-    """One partition that is ours, with its state."""
-
-    number: int
-    processor: TradeProcessor
-    next_offset: int
-    effects_from: int
-    committed: int
-    changelog_offset: int
-    last_write_s: float
-    effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
-    is_settled: bool = True  # every effect so far is acknowledged and committed
-
-    @property
-    def has_work(self) -> bool:
-        return self.next_offset > self.committed or bool(self.effects.positions)
 
 
 class TradeConsumer:
@@ -110,11 +92,19 @@ class TradeConsumer:
             source_topic=settings.kafka_topic,
             group=settings.kafka_group_id,
         )
+        self._takeover = Takeover(
+            source=source,
+            publisher=publisher,
+            changelog=self._changelog,
+            partition_of=partition_of,
+            settings=settings,
+            monotonic=monotonic,
+        )
         self.stats = ConsumerStats()
         self._epoch = 0
-        self._open: dict[int, _Partition] = {}
-        self._left: dict[int, _Partition] = {}
-        self._restoring: dict[int, asyncio.Task[_Partition | None]] = {}
+        self._open: dict[int, OpenPartition] = {}
+        self._left: dict[int, OpenPartition] = {}
+        self._restoring: dict[int, asyncio.Task[OpenPartition | None]] = {}
         self._checkpoint: asyncio.Task[CheckpointResult] | None = None
         self._in_checkpoint: dict[int, PartitionEffects] = {}
         self._checkpoint_started_s = 0.0
@@ -190,7 +180,7 @@ class TradeConsumer:
                 return
         partition.next_offset = batch.next_offset
 
-    def _collect(self, partition: _Partition, batch: RecordBatch, result: BatchResult) -> None:
+    def _collect(self, partition: OpenPartition, batch: RecordBatch, result: BatchResult) -> None:
         effects = partition.effects
         now_ns = self._now_ns()
         settings = self._settings
@@ -241,7 +231,7 @@ class TradeConsumer:
         )
 
     async def _bound_work_in_flight(self) -> None:
-        """Hold the partitions while too much waits for acknowledgement: backpressure, not growth."""
+        """Hold the partitions while too much waits for acknowledgement: no unbounded growth."""
         in_flight = sum(p.next_offset - p.committed for p in self._open.values())
         if in_flight < self._settings.commit_every:
             if self._is_paused:
@@ -383,73 +373,17 @@ class TradeConsumer:
                 self._take_over(number, left.get(number))
             )
 
-    async def _take_over(self, number: int, kept: _Partition | None) -> _Partition | None:
-        """Restore one partition; waits while a broker is away; `None` when a person has to decide."""
+    async def _take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition | None:
+        """Restore one partition, waiting for a broker; `None` where a person has to decide."""
         while True:
             try:
-                return await self._restored(number, kept)
+                return await self._takeover.take_over(number, kept)
             except OffsetGapError as exc:
                 self._stop_partition(number, str(exc))
                 return None
             except TransportError as exc:
                 log.warning("restore_waits_for_broker", partition=number, error=str(exc))
                 await asyncio.sleep(RETRY_PAUSE_S)
-
-    async def _restored(self, number: int, kept: _Partition | None) -> _Partition:
-        committed = (await self._source.committed([number]))[number]
-        if kept is not None and committed == kept.committed:
-            if await self._changelog.end_offset(number) == kept.changelog_offset:
-                return kept  # nobody has written since: the state is still the newest
-        restored = await self._changelog.restore(number)
-        first, end = (await self._source.offset_ranges([number]))[number]
-        start = starting_point(
-            committed=committed,
-            is_known=restored.is_known,
-            has_positions=bool(restored.positions),
-            source_offset=restored.newest[1],
-            first=first,
-            end=end,
-            may_continue=self._settings.on_gap is OnGap.CONTINUE,
-        )
-        changelog_offset = restored.next_offset
-        if start.is_first_start:
-            changelog_offset = await self._claim(number, start.offset)
-        partition = _Partition(
-            number=number,
-            processor=self._processor(number, restored.positions.values()),
-            # Reading again from a margin is free, and mends a state that a late write put back.
-            next_offset=max(first, start.offset - self._settings.consumer_takeover_margin),
-            effects_from=start.offset,
-            committed=start.offset,
-            changelog_offset=changelog_offset,
-            last_write_s=self._monotonic(),
-        )
-        positions = partition.processor.positions
-        partition.effects.positions = {key: positions[key] for key in restored.stale_keys}
-        return partition
-
-    async def _claim(self, number: int, first: int) -> int:
-        """Leave a first sign of this group, then commit where it starts.
-
-        From then on a commit without positions means that they were deleted.
-        """
-        heartbeat = self._changelog.heartbeat(number, first - 1)
-        (outcome,) = await self._publisher.publish([heartbeat])
-        if outcome.state is not SendState.OK:
-            raise TransportError(f"the positions topic takes no records: {outcome.error}")
-        await self._source.commit({number: first})
-        return outcome.offset + 1
-
-    def _processor(self, number: int, positions: Collection[Position]) -> TradeProcessor:
-        def belongs(key: str) -> bool:
-            return self._partition_of(key.encode()) == number
-
-        return TradeProcessor(
-            positions,
-            default_currency=self._settings.defaults_currency,
-            belongs=None if self._settings.key_mismatch is KeyMismatch.ACCEPT else belongs,
-            rekeys=self._settings.key_mismatch is KeyMismatch.REKEY,
-        )
 
     def _open_restored(self) -> None:
         for number, task in list(self._restoring.items()):
@@ -593,10 +527,11 @@ def main(
 
 async def _stop_with_parent(parent_pid: int | None, stop: asyncio.Event) -> None:
     """Stop when the supervisor that started us is gone, rather than live on unwatched."""
-    while parent_pid is not None and os.getppid() == parent_pid:
-        await asyncio.sleep(1)
-    if parent_pid is not None:
-        stop.set()
+    if parent_pid is None:
+        return
+    while os.getppid() == parent_pid:
+        await asyncio.sleep(PARENT_POLL_S)
+    stop.set()
 
 
 if __name__ == "__main__":

@@ -312,22 +312,18 @@ async def _check(
         for p in view.positions
     }
     is_invariant = total_pnl == oracle.total_pnl
-    checks = {
-        f"{produced.outcomes.total() - produced.produced} records are not surely stored": produced.is_complete,
-        f"lag is {lag}": lag == 0,
-        f"produced {produced.produced}, but the fates sum to {sum(fates.values())}": produced.produced
-        == sum(fates.values()),
-        f"booked {fates.get('booked', 0)} of {oracle.trades} good trades": fates.get("booked", 0)
-        == oracle.trades,
-        f"poisoned {dict(produced.poison)}, but dead-lettered {consumer['reasons']}": dict(
-            produced.poison
-        )
-        == consumer["reasons"],
-        f"the dead-letter topic holds {dict(dead_letters)}": dict(dead_letters)
-        == consumer["reasons"],
-        "quantities differ from the trades'": quantities == dict(oracle.quantity_e8),
-        f"total PnL {total_pnl} is not cash plus holdings {oracle.total_pnl}": is_invariant,
-    }
+    fates_total, booked, refused = sum(fates.values()), fates.get("booked", 0), consumer["reasons"]
+    unsure = produced.outcomes.total() - produced.produced
+    checks = [
+        (produced.is_complete, f"{unsure} records are not surely stored"),
+        (lag == 0, f"lag is {lag}"),
+        (produced.produced == fates_total, f"{produced.produced} sent, {fates_total} fates"),
+        (booked == oracle.trades, f"{booked} booked of {oracle.trades} good trades"),
+        (produced.poison == refused, f"poison {dict(produced.poison)}, refused {refused}"),
+        (dead_letters == refused, f"the dead-letter topic holds {dict(dead_letters)}"),
+        (quantities == oracle.quantity_e8, "quantities differ from the trades'"),
+        (is_invariant, f"total PnL {total_pnl} is not cash plus holdings {oracle.total_pnl}"),
+    ]
     return DemoResult(
         produced=produced,
         consumer=consumer,
@@ -337,7 +333,7 @@ async def _check(
         total_pnl=total_pnl,
         cash_invariant_ok=is_invariant,
         seed=seed,
-        problems=[problem for problem, is_well in checks.items() if not is_well],
+        problems=[problem for is_well, problem in checks if not is_well],
     )
 
 

@@ -1,4 +1,4 @@
-"""TradeProducer: publishes simulated trades at a rate, or as fast as it can, and counts outcomes."""
+"""TradeProducer: publishes simulated trades at a rate or flat out, and counts outcomes."""
 
 import os.path
 import sys
@@ -211,7 +211,7 @@ def main(
     ] = CONNECT_TIMEOUT_S,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Publish simulated trades: 20 a second until stopped, or 100,000 at once with HIGH_VOLUME=true."""
+    """Publish simulated trades: 20 a second, or 100,000 at once with HIGH_VOLUME=true."""
     settings = start_up()
     if settings.high_volume:
         count = count or HIGH_VOLUME_COUNT

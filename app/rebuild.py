@@ -57,8 +57,8 @@ async def rebuild_partition(
     first, end = (await reader.offset_ranges(settings.kafka_topic))[partition]
     if first > 0 and not force:
         raise TopicError(
-            f"{settings.kafka_topic} partition {partition} begins at offset {first}: what was before"
-            " is deleted, and positions made anew would lack it. `--force` does it all the same"
+            f"{settings.kafka_topic} partition {partition} begins at offset {first}: what was"
+            " before is deleted, and positions made anew would lack it. `--force` does it anyway"
         )
     stop = end if committed is None or committed > end else committed
     accepts_all = settings.key_mismatch is KeyMismatch.ACCEPT
@@ -77,7 +77,14 @@ async def rebuild_partition(
     }
     for key in old.keys() - positions.keys():  # kept as zero: a deleted key would forget its offset
         positions[key] = old[key]
-    await _write(settings, partition, positions, stop, publisher, reader)
+    changelog = Changelog(
+        reader=reader,
+        topic=settings.positions_topic,
+        source_topic=settings.kafka_topic,
+        group=settings.kafka_group_id,
+    )
+    written = changelog.records(partition, positions)
+    await _write([*written, changelog.heartbeat(partition, stop - 1)], publisher)
     return RebuiltPartition(partition, stop, records, len(positions))
 
 
@@ -124,22 +131,7 @@ async def _stored(
     return {key: replace(p, generation=generation + 1) for key, p in empty.items()}, generation
 
 
-async def _write(
-    settings: Settings,
-    partition: int,
-    positions: dict[str, Position],
-    next_offset: int,
-    publisher: Publisher,
-    reader: LogReader,
-) -> None:
-    changelog = Changelog(
-        reader=reader,
-        topic=settings.positions_topic,
-        source_topic=settings.kafka_topic,
-        group=settings.kafka_group_id,
-    )
-    records: list[OutgoingRecord] = changelog.records(partition, positions)
-    records.append(changelog.heartbeat(partition, next_offset - 1))
+async def _write(records: list[OutgoingRecord], publisher: Publisher) -> None:
     for start in range(0, len(records), _CHUNK):
         for outcome in await publisher.publish(records[start : start + _CHUNK]):
             if outcome.state is not SendState.OK:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import selectors
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec
 
 P = ParamSpec("P")
@@ -41,10 +41,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Give the virtual time, in seconds since the loop was made."""
         return self._clock.now_s
-
-    def call_exception_handler(self, context: Mapping[str, Any]) -> None:
-        """Fail where asyncio would only log, such as for an error that nobody retrieved."""
-        raise AssertionError(context.get("message")) from context.get("exception")
 
 
 def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:

@@ -2,8 +2,8 @@
 
 import typer
 
-from app import consumer, producer
-from app.cli import broker, dlq, inspect, positions, run, topics
+from app import producer
+from app.cli import broker, dlq, positions, run, state, topics
 from app.cli import replay as replay_command
 from app.lifecycle import run_command
 
@@ -26,11 +26,11 @@ app.add_typer(broker.app, name="broker")
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
 app.add_typer(dlq.app, name="dlq")
-app.add_typer(inspect.gap, name="gap")
-app.add_typer(inspect.config, name="config")
-app.command("lag")(inspect.lag)
-app.command("doctor")(inspect.doctor)
-app.command("version")(inspect.version)
+app.add_typer(state.gap, name="gap")
+app.add_typer(state.config, name="config")
+app.command("lag")(state.lag)
+app.command("doctor")(state.doctor)
+app.command("version")(state.version)
 
 
 def main() -> None:

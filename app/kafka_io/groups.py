@@ -52,8 +52,8 @@ async def commit_offsets(settings: Settings, next_offsets: Mapping[int, int]) ->
             await consumer.commit(offsets)
     except KafkaError as exc:
         raise TransportError(
-            f"cannot set the offsets of group {settings.kafka_group_id}: {exc or type(exc).__name__}."
-            " Stop its consumers first",
+            f"cannot set the offsets of group {settings.kafka_group_id}:"
+            f" {exc or type(exc).__name__}. Stop its consumers first",
             retryable=False,
         ) from exc
     except CLIENT_ERRORS as exc:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -114,7 +114,7 @@ class KafkaPublisher:
         if producer is not None:
             await _stop_within_bound(producer)
 
-    async def __aenter__(self) -> "KafkaPublisher":
+    async def __aenter__(self) -> Self:
         """Start."""
         await self.start()
         return self

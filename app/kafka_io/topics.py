@@ -169,8 +169,8 @@ def _partition_problems(source: str, plans: list[TopicPlan], counts: dict[str, i
     if source not in counts:
         return []
     return [
-        f"{plan.name} has {counts[plan.name]} partitions and {source} has {counts[source]}: they must"
-        f" agree. Set {plan.setting} to a new name, or delete {plan.name} and create it with"
+        f"{plan.name} has {counts[plan.name]} partitions and {source} has {counts[source]}: they"
+        f" must agree. Set {plan.setting} to a new name, or delete {plan.name} and create it with"
         " `trade-stream topics init`"
         for plan in plans
         if counts[plan.name] != counts[source]

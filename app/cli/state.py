@@ -61,7 +61,7 @@ def accept(
 async def _starts(
     settings: Settings, reader: KafkaLogReader
 ) -> list[tuple[int, str | None, StartingPoint | None]]:
-    """Judge every partition as a consumer would: its gap, and where it goes on if that is accepted."""
+    """Judge every partition as a consumer would: its gap, and where it would go on all the same."""
     changelog = Changelog(
         reader=reader,
         topic=settings.positions_topic,
@@ -125,8 +125,7 @@ async def _diagnose(settings: Settings, timeout_s: float) -> list[tuple[str, str
         problems += [
             (
                 "positions",
-                f"{settings.positions_topic} holds positions of {other}, not only of"
-                f" {settings.kafka_group_id}: set POSITIONS_TOPIC to another topic",
+                f"positions of {other} are in it too: set POSITIONS_TOPIC to another topic",
             )
             for other in sorted(others)
         ]

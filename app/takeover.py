@@ -1,0 +1,136 @@
+"""Taking a partition over: restore its state, and judge where it goes on, before it is read."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from app.checkpoint import PartitionEffects
+from app.config import KeyMismatch, OnGap, Settings
+from app.errors import TransportError
+from app.models import Position
+from app.ports import Publisher, RecordSource, SendState
+from app.services import TradeProcessor
+from app.starting_point import starting_point
+from app.stores.changelog import Changelog
+
+
+@dataclass(slots=True)
+class OpenPartition:
+    """One partition that is ours, with its state.
+
+    Attributes:
+        number: In the source topic and in the positions topic.
+        processor: Holds the positions.
+        next_offset: First offset that is not processed.
+        effects_from: First offset whose fate was open when it was taken over.
+        committed: First offset that is not committed.
+        changelog_offset: Offset that our next write of a position should get.
+        last_write_s: Monotonic time of the last of them.
+        effects: What is processed and not yet in a checkpoint.
+        is_settled: Whether every effect so far is acknowledged and committed.
+    """
+
+    number: int
+    processor: TradeProcessor
+    next_offset: int
+    effects_from: int
+    committed: int
+    changelog_offset: int
+    last_write_s: float
+    effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
+    is_settled: bool = True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a checkpoint would have something to do."""
+        return self.next_offset > self.committed or bool(self.effects.positions)
+
+
+class Takeover:
+    """Restores partitions; the arguments are those of `TradeConsumer`, and its changelog."""
+
+    def __init__(
+        self,
+        *,
+        source: RecordSource,
+        publisher: Publisher,
+        changelog: Changelog,
+        partition_of: Callable[[bytes], int],
+        settings: Settings,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._publisher = publisher
+        self._changelog = changelog
+        self._partition_of = partition_of
+        self._settings = settings
+        self._monotonic = monotonic
+
+    async def take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition:
+        """Restore one partition from its changelog, or go on with what is still the newest state.
+
+        Args:
+            number: The partition.
+            kept: Its state when it was last ours, settled, if it was.
+
+        Raises:
+            OffsetGapError: A person has to decide how it goes on.
+            TopicError: Its positions are another group's, or unreadable.
+            TransportError: A broker is away.
+        """
+        committed = (await self._source.committed([number]))[number]
+        if (
+            kept is not None
+            and committed == kept.committed
+            and await self._changelog.end_offset(number) == kept.changelog_offset
+        ):
+            return kept  # nobody has written since
+        restored = await self._changelog.restore(number)
+        first, end = (await self._source.offset_ranges([number]))[number]
+        start = starting_point(
+            committed=committed,
+            is_known=restored.is_known,
+            has_positions=bool(restored.positions),
+            source_offset=restored.newest[1],
+            first=first,
+            end=end,
+            may_continue=self._settings.on_gap is OnGap.CONTINUE,
+        )
+        changelog_offset = restored.next_offset
+        if start.is_first_start:
+            changelog_offset = await self._claim(number, start.offset)
+        partition = OpenPartition(
+            number=number,
+            processor=self._processor(number, restored.positions.values()),
+            # Reading again from a margin is free, and mends a state that a late write put back.
+            next_offset=max(first, start.offset - self._settings.consumer_takeover_margin),
+            effects_from=start.offset,
+            committed=start.offset,
+            changelog_offset=changelog_offset,
+            last_write_s=self._monotonic(),
+        )
+        partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
+        return partition
+
+    async def _claim(self, number: int, first: int) -> int:
+        """Leave a first sign of this group, then commit where it starts.
+
+        From then on a commit without positions means that they were deleted.
+        """
+        heartbeat = self._changelog.heartbeat(number, first - 1)
+        (outcome,) = await self._publisher.publish([heartbeat])
+        if outcome.state is not SendState.OK:
+            raise TransportError(f"the positions topic takes no records: {outcome.error}")
+        await self._source.commit({number: first})
+        return outcome.offset + 1
+
+    def _processor(self, number: int, positions: Iterable[Position]) -> TradeProcessor:
+        def belongs(key: str) -> bool:
+            return self._partition_of(key.encode()) == number
+
+        policy = self._settings.key_mismatch
+        return TradeProcessor(
+            positions,
+            default_currency=self._settings.defaults_currency,
+            belongs=None if policy is KeyMismatch.ACCEPT else belongs,
+            rekeys=policy is KeyMismatch.REKEY,
+        )

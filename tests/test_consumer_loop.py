@@ -1,0 +1,483 @@
+"""TradeConsumer on a broker in memory: effects before commits, gaps, rebalances, backpressure."""
+
+import asyncio
+
+import pytest
+
+from app.errors import TopicError
+from app.memory_io import Fault, nth
+from app.models import Fate
+from app.ports import OutgoingRecord
+from app.position_codec import encode_heartbeat
+from tests.memory_world import (
+    DEAD_LETTERS,
+    GROUP,
+    POSITIONS,
+    TRADES,
+    World,
+    body_of,
+    headers_of,
+    symbols_of,
+    trade,
+    until,
+)
+from tests.virtual_time import virtual_time
+
+(HERE, OTHER), (THERE,) = symbols_of(0, 2), symbols_of(1, 1)
+POISON = b'{"trade_id": '
+
+
+def put(world: World, *values: bytes | None, partition: int = 0, key: bytes | None = None) -> None:
+    """Append records to one partition of the trades."""
+    for value in values:
+        world.broker.append(TRADES, value, key=key, partition=partition)
+
+
+@virtual_time
+async def test_every_record_gets_one_fate() -> None:
+    """Fates add up to the records, commits stand at the ends, positions are stored."""
+    world = World()
+    put(world, trade(HERE), trade(HERE, "SELL", "12"), POISON, trade(OTHER), trade(THERE))
+    stats = await world.consume()
+    assert stats.fates == {Fate.BOOKED: 4, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1}
+    assert stats.total == sum(world.ends.values()) == 6
+    assert world.committed == world.ends
+    stored = world.newest_positions()
+    assert stored.keys() == {HERE, OTHER, THERE}
+    assert stored[HERE]["realized_pnl"] == "2"
+
+
+@virtual_time
+async def test_a_dead_letter_is_the_original_with_reasons_in_headers() -> None:
+    """Bytes, key, headers and partition number stay; an empty value stands for a null one."""
+    world = World()
+    headers = [("trace", b"\x01"), ("trace", b"\x02")]
+    world.broker.append(TRADES, POISON, key=b"\xff", headers=headers, partition=1)
+    put(world, None, partition=1)
+    await world.consume()
+    assert world.broker.records(DEAD_LETTERS, 0) == []
+    poison, tombstone = world.broker.records(DEAD_LETTERS, 1)
+    assert (poison.key, poison.value) == (b"\xff", POISON)
+    assert list(poison.headers)[:2] == headers
+    said = headers_of(poison)
+    assert said["__dlq.errors.topic"] == TRADES
+    assert (said["__dlq.errors.partition"], said["__dlq.errors.offset"]) == ("1", "0")
+    assert said["x-dlq-reason"] == "body-not-json"
+    assert tombstone.value == b""
+    assert headers_of(tombstone)["x-dlq-value-was-null"] == "true"
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_SENT, Fault.UNKNOWN_LOST, Fault.UNKNOWN_STORED])
+@pytest.mark.parametrize("topic", [DEAD_LETTERS, POSITIONS, TRADES])
+@virtual_time
+async def test_no_commit_passes_an_effect_that_is_not_acknowledged(
+    topic: str, fault: Fault
+) -> None:
+    """While dead letters, positions or re-keyed trades are not acked, the commit waits for them."""
+    world = World()
+    put(world, trade(HERE), POISON, trade(THERE))
+    worker = world.worker()
+    attempts = 0
+    is_down = True
+
+    def faults(record: OutgoingRecord) -> Fault:
+        nonlocal attempts
+        attempts += record.topic == topic
+        return fault if record.topic == topic and is_down else Fault.NONE
+
+    worker.publisher.faults = faults
+    await worker.start()
+    await until(lambda: attempts > 5)
+    assert world.committed[0] == 0
+    is_down = False
+    await until(lambda: world.committed == world.ends)
+    await worker.finish()
+    assert {headers_of(r)["__dlq.errors.offset"] for r in world.broker.records(DEAD_LETTERS)} == {
+        "1"
+    }
+    assert world.newest_positions().keys() == {HERE, THERE}
+
+
+@virtual_time
+async def test_a_refused_effect_stops_its_partition_alone() -> None:
+    """What the broker will never take waits for a person; the other partition goes on."""
+    world = World()
+    put(world, POISON, partition=0)
+    put(world, trade(THERE), partition=1)
+    worker = world.worker()
+    worker.publisher.faults = lambda r: Fault.REFUSED if r.topic == DEAD_LETTERS else Fault.NONE
+    await worker.start()
+    await until(lambda: 0 in worker.consumer.stats.stopped)
+    put(world, trade(THERE), partition=1)
+    await until(lambda: world.committed == {0: 0, 1: 2})
+    stats = await worker.finish()
+    assert "refused" in stats.stopped[0]
+
+
+@pytest.mark.parametrize("key", [None, b"elsewhere", THERE.encode()])
+@virtual_time
+async def test_a_misplaced_trade_moves_to_its_own_partition(key: bytes | None) -> None:
+    """It is republished with its key and origin, and booked there; its bytes are the same."""
+    world = World()
+    put(world, trade(THERE), partition=0, key=key)
+    stats = await world.consume()
+    assert stats.fates == {Fate.REKEYED: 1, Fate.BOOKED: 1}
+    (copy,) = world.broker.records(TRADES, 1)
+    assert (copy.key, copy.value) == (THERE.encode(), trade(THERE))
+    assert headers_of(copy) == {"x-rekeyed-from": f"{TRADES}/0/0"}
+
+
+@virtual_time
+async def test_a_well_placed_trade_is_booked_whatever_its_key() -> None:
+    """What counts is the partition."""
+    world = World()
+    put(world, trade(HERE), partition=0, key=b"any")
+    put(world, trade(HERE), partition=0, key=None)
+    stats = await world.consume()
+    assert stats.fates == {Fate.BOOKED: 2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "fate"), [("dead-letter", Fate.DEAD_LETTERED), ("accept", Fate.BOOKED)]
+)
+@virtual_time
+async def test_other_modes_do_not_move_a_misplaced_trade(mode: str, fate: Fate) -> None:
+    """KEY_MISMATCH=dead-letter refuses it, KEY_MISMATCH=accept books it where it stands."""
+    world = World(key_mismatch=mode)
+    put(world, trade(THERE), partition=0)
+    stats = await world.consume()
+    assert stats.fates == {fate: 1}
+    assert world.ends == {0: 1, 1: 0}
+
+
+@virtual_time
+async def test_a_second_copy_after_a_crash_is_booked_once() -> None:
+    """A move that was stored and not committed is repeated; its second copy is a duplicate."""
+    world = World()
+    put(world, trade(THERE), trade(THERE, "SELL"), partition=0)
+    worker = world.worker()
+    worker.source.faults = lambda name: Fault.UNKNOWN_LOST if name == "commit" else Fault.NONE
+    await worker.start()
+    await until(lambda: world.ends[1] == 2)
+    await worker.crash()
+    stats = await world.consume()
+    assert world.ends[1] == 4
+    assert stats.fates[Fate.DUPLICATE] == 2
+    assert world.newest_positions()[THERE]["trade_count"] == 2
+
+
+@virtual_time
+async def test_what_was_stored_and_not_committed_is_not_booked_twice() -> None:
+    """A crash between the position's ack and the commit repeats the trade without effect."""
+    world = World()
+    put(world, trade(HERE), trade(HERE))
+    worker = world.worker()
+    worker.source.faults = lambda name: Fault.UNKNOWN_LOST if name == "commit" else Fault.NONE
+    await worker.start()
+    await until(lambda: HERE in world.newest_positions())
+    await worker.crash()
+    stats = await world.consume()
+    assert stats.fates == {Fate.BOOKED: 2}
+    assert stats.already_applied == 2
+    assert world.newest_positions()[HERE]["trade_count"] == 2
+
+
+@virtual_time
+async def test_a_first_start_commits_where_it_begins() -> None:
+    """On an empty topic the start is committed at once, so that a later gap is seen."""
+    world = World()
+    await world.consume()
+    assert world.committed == {0: 0, 1: 0}
+
+
+@virtual_time
+async def test_a_gap_at_start_stops_that_partition_only() -> None:
+    """Records deleted before they were processed are named; the other partition goes on."""
+    world = World()
+    await world.consume()
+    put(world, *[trade(HERE)] * 4, partition=0)
+    put(world, trade(THERE), partition=1)
+    world.broker.delete_records_before(TRADES, 0, 3)
+    stats = await world.consume()
+    assert world.committed == {0: 0, 1: 1}
+    assert "offsets 0 to 2 (3 records)" in stats.stopped[0]
+
+
+@virtual_time
+async def test_a_gap_while_running_stops_that_partition_only() -> None:
+    """A position that falls out of the log stops its partition; the other one still commits."""
+    world = World()
+    put(world, *[trade(HERE)] * 3, partition=0)
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: world.committed == {0: 3, 1: 0})
+    world.broker.truncate(TRADES, 0, 1)
+    await until(lambda: 0 in worker.consumer.stats.stopped)
+    put(world, trade(THERE), partition=1)
+    await until(lambda: world.committed[1] == 1)
+    stats = await worker.finish()
+    assert "truncated" in stats.stopped[0]
+
+
+@virtual_time
+async def test_on_gap_continue_goes_on_with_what_is_there() -> None:
+    """With ON_GAP=continue the partition starts at the first record that is left."""
+    world = World(on_gap="continue")
+    await world.consume()
+    put(world, *[trade(HERE)] * 4, partition=0)
+    world.broker.delete_records_before(TRADES, 0, 3)
+    stats = await world.consume()
+    assert stats.fates == {Fate.BOOKED: 1}
+    assert world.committed == world.ends
+    assert stats.stopped == {}
+
+
+@virtual_time
+async def test_lost_commits_beside_known_positions_are_a_gap() -> None:
+    """A group whose offsets have expired does not start from the beginning in silence."""
+    world = World()
+    put(world, trade(HERE))
+    await world.consume()
+    world.broker.set_committed(GROUP, TRADES, 0, None)
+    stats = await world.consume()
+    assert "no committed offset" in stats.stopped[0]
+
+
+@virtual_time
+async def test_positions_of_another_group_end_the_run() -> None:
+    """The error says which setting keeps the groups apart."""
+    world = World()
+    value = encode_heartbeat(group="somebody", topic=TRADES, partition=0, offset=1)
+    world.broker.append(POSITIONS, value, key=b"\x00owner", partition=0)
+    with pytest.raises(TopicError, match="set POSITIONS_TOPIC"):
+        await world.consume()
+
+
+@virtual_time
+async def test_a_rebalance_finishes_the_work_in_hand_first() -> None:
+    """When a second member joins, everything processed is committed before partitions move."""
+    world = World(commit_interval_ms=10_000)
+    first, second = world.worker(), world.worker()
+    await first.start()
+    await until(lambda: world.committed == world.ends)
+    put(world, *[trade(HERE)] * 5, partition=0)
+    put(world, *[trade(THERE)] * 5, partition=1)
+    await second.start()
+    await until(lambda: len(second.source.assignment.partitions) == 1)
+    assert world.committed == world.ends
+    stats = [await first.finish(), await second.finish()]
+    assert sum(s.total for s in stats) == 10
+    assert sum(s.already_applied for s in stats) == 0
+
+
+@virtual_time
+async def test_a_partition_that_returns_unchanged_keeps_its_state() -> None:
+    """After a rebalance nothing is read again that nobody else has written meanwhile."""
+    world = World()
+    put(world, trade(HERE), partition=0)
+    put(world, trade(THERE), partition=1)
+    first, second = world.worker(), world.worker()
+    await first.start()
+    await until(lambda: world.committed == world.ends)
+    reads: list[str] = []
+
+    def note(operation: str) -> Fault:
+        reads.append(operation)
+        return Fault.NONE
+
+    first.reader.faults = note
+    await second.start()
+    await until(lambda: len(first.source.assignment.partitions) == 1)
+    await until(lambda: len(first.consumer._open) == 1)
+    assert "read" not in reads
+    put(world, trade(HERE), partition=0)
+    put(world, trade(THERE), partition=1)
+    await until(lambda: world.committed == world.ends)
+    await first.finish()
+    await second.finish()
+    assert {p["trade_count"] for p in world.newest_positions().values()} == {2}
+
+
+@virtual_time
+async def test_a_batch_of_an_older_assignment_is_thrown_away() -> None:
+    """Records read before a rebalance are not processed after it: they come again."""
+    world = World()
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    put(world, trade(HERE), partition=0)
+    (old,) = worker.source._fetch()
+    worker.source.crash()
+    await worker.source.start()
+    await until(lambda: worker.consumer._epoch == 2 and len(worker.consumer._open) == 2)
+    await worker.consumer._process(old)
+    await until(lambda: world.committed == world.ends)
+    stats = await worker.finish()
+    assert stats.fates == {Fate.BOOKED: 1}
+    assert stats.already_applied == 0
+
+
+@virtual_time
+async def test_a_hanging_publisher_bounds_what_is_in_flight() -> None:
+    """With no acks the partitions are paused near the bound, and go on when acks return."""
+    world = World(commit_every=20)
+    worker = world.worker()
+    worker.source.max_records = 5
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    worker.publisher.hold()
+    put(world, *[trade(HERE)] * 200, partition=0)
+    put(world, *[trade(THERE)] * 200, partition=1)
+    await asyncio.sleep(30)
+    in_flight = sum(p.next_offset - p.committed for p in worker.consumer._open.values())
+    assert 20 <= in_flight <= 20 + 2 * worker.source.max_records
+    worker.publisher.release()
+    await until(lambda: world.committed == world.ends)
+    assert (await worker.finish()).fates == {Fate.BOOKED: 400}
+
+
+@virtual_time
+async def test_refused_commits_do_not_spin() -> None:
+    """A worker that is full and cannot commit waits between its attempts."""
+    world = World(commit_every=5)
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    worker.source.faults = lambda name: Fault.UNKNOWN_LOST if name == "commit" else Fault.NONE
+    put(world, *[trade(HERE)] * 50, partition=0)
+    await asyncio.sleep(10)
+    worker.source.faults = nth("commit", 0)
+    await until(lambda: world.committed == world.ends)
+    assert (await worker.finish()).fates == {Fate.BOOKED: 50}
+
+
+@virtual_time
+async def test_a_partition_opened_while_others_wait_is_held_too() -> None:
+    """Backpressure covers a partition whose restore ends after the pause."""
+    world = World(commit_every=5)
+    worker = world.worker()
+    put(world, *[trade(HERE)] * 50, partition=0)
+    put(world, *[trade(THERE)] * 50, partition=1)
+    worker.source.max_records = 5
+    worker.publisher.hold()
+    calls = 0
+
+    def faults(name: str) -> Fault:
+        nonlocal calls
+        calls += name == "offset_ranges"
+        return Fault.UNKNOWN_LOST if name == "offset_ranges" and calls == 2 else Fault.NONE
+
+    worker.reader.faults = faults
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    await asyncio.sleep(10)
+    in_flight = sum(p.next_offset - p.committed for p in worker.consumer._open.values())
+    assert in_flight <= 15
+    worker.publisher.release()
+    await until(lambda: world.committed == world.ends)
+    await worker.finish()
+
+
+@virtual_time
+async def test_an_idle_owner_writes_heartbeats() -> None:
+    """Each partition shows that its owner is alive, as often as the setting says."""
+    world = World(positions_heartbeat_s=2.0)
+    worker = world.worker()
+    await worker.start()
+    await asyncio.sleep(7)
+    await worker.finish()
+    for partition in (0, 1):
+        beats = world.broker.records(POSITIONS, partition)
+        assert [body_of(beat)["type"] for beat in beats] == ["heartbeat"] * 3
+        assert {beat.key for beat in beats} == {b"\x00owner"}
+
+
+@virtual_time
+async def test_a_stop_is_bounded_when_publishes_hang() -> None:
+    """The run ends within its bound, and what was not acked is not committed."""
+    world = World()
+    put(world, trade(HERE))
+    worker = world.worker()
+    worker.publisher.hold()
+    await worker.start()
+    await until(lambda: any(p.next_offset for p in worker.consumer._open.values()))
+    began_s = asyncio.get_running_loop().time()
+    await worker.finish()
+    assert asyncio.get_running_loop().time() - began_s < world.settings.shutdown_graceful_timeout_s
+    assert world.committed[0] == 0
+
+
+@virtual_time
+async def test_a_stop_commits_what_is_in_hand() -> None:
+    """An orderly end leaves nothing to be read again."""
+    world = World(commit_interval_ms=10_000)
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    put(world, *[trade(HERE)] * 7)
+    await until(lambda: worker.consumer._open[0].next_offset == 7)
+    stats = await worker.finish()
+    assert stats.fates == {Fate.BOOKED: 7}
+    assert world.committed[0] == 7
+
+
+@virtual_time
+async def test_after_a_failed_poll_every_partition_is_sought_again() -> None:
+    """A1: a poll that raises has moved positions; no record is lost by it."""
+    world = World()
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    worker.source.faults = nth("poll", 1)
+    put(world, *[trade(HERE)] * 3, partition=0)
+    put(world, *[trade(THERE)] * 3, partition=1)
+    await until(lambda: world.committed == world.ends)
+    assert (await worker.finish()).fates == {Fate.BOOKED: 6}
+
+
+@pytest.mark.parametrize("operation", ["offset_ranges", "committed"])
+@virtual_time
+async def test_an_outage_while_restoring_is_waited_out(operation: str) -> None:
+    """A broker that is away delays the opening of a partition, and nothing else."""
+    world = World()
+    put(world, trade(HERE))
+    worker = world.worker()
+    worker.source.faults = nth(operation, 1)
+    worker.reader.faults = nth("read", 1)
+    await worker.start()
+    await until(lambda: world.committed == world.ends)
+    assert (await worker.finish()).fates == {Fate.BOOKED: 1}
+
+
+@virtual_time
+async def test_an_outage_while_a_gap_is_looked_at_is_waited_out() -> None:
+    """The offsets that tell which partition has the gap may be late."""
+    world = World()
+    put(world, *[trade(HERE)] * 3)
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: world.committed == world.ends)
+    worker.source.faults = nth("offset_ranges", 1)
+    world.broker.truncate(TRADES, 0, 1)
+    await until(lambda: 0 in worker.consumer.stats.stopped)
+    await worker.finish()
+
+
+@virtual_time
+async def test_an_outage_while_a_foreign_write_is_judged_is_waited_out() -> None:
+    """A late write of an older state is read when the broker is back, and mended."""
+    world = World()
+    put(world, trade(HERE))
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: world.committed == world.ends)
+    (old,) = world.broker.records(POSITIONS, 0)
+    put(world, trade(HERE))
+    await until(lambda: world.committed == world.ends)
+    world.broker.append(POSITIONS, old.value, key=old.key, partition=0)
+    worker.reader.faults = nth("read", 1)
+    put(world, trade(OTHER))
+    await until(lambda: world.committed == world.ends)
+    await until(lambda: world.broker.records(POSITIONS, 0)[-1].key == HERE.encode())
+    await worker.finish()
+    assert body_of(world.broker.records(POSITIONS, 0)[-1])["trade_count"] == 2
