@@ -510,13 +510,13 @@ def main(
     settings = start_up()
 
     async def run(stop: asyncio.Event) -> ConsumerStats:
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_stop_with_parent(parent_pid, stop))
-            stats = await consume(
+        watching = asyncio.ensure_future(_stop_with_parent(parent_pid, stop))
+        try:
+            return await consume(
                 settings, stop, until_caught_up=until_caught_up, connect_timeout_s=connect_timeout
             )
+        finally:
             watching.cancel()
-        return stats
 
     grace_s = settings.shutdown_graceful_timeout_s
     stats = asyncio.run(run_with_stop(run, grace_s=grace_s))
@@ -529,7 +529,7 @@ async def _stop_with_parent(parent_pid: int | None, stop: asyncio.Event) -> None
     """Stop when the supervisor that started us is gone, rather than live on unwatched."""
     if parent_pid is None:
         return
-    while os.getppid() == parent_pid:
+    while os.getppid() == parent_pid:  # noqa: ASYNC110 - nobody tells a process of this
         await asyncio.sleep(PARENT_POLL_S)
     stop.set()
 

@@ -50,7 +50,7 @@ def starting_point(
             " was truncated or made anew. Set a new KAFKA_GROUP_ID and POSITIONS_TOPIC, or stop the"
             " consumers and run `trade-stream positions rebuild`"
         )
-    if committed is None and not has_positions:
+    if committed is None and not has_positions and source_offset < first:
         return StartingPoint(first, is_first_start=True)
     if committed is None:
         if may_continue:

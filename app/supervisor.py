@@ -49,13 +49,12 @@ class Supervisor:
         Raises:
             TradeStreamError: A worker refuses its settings; starting it again would not help.
         """
-        async with asyncio.TaskGroup() as tasks:
-            stopping = tasks.create_task(self._forward(stop))
-            workers = [
-                tasks.create_task(self._keep_running(number, stop))
-                for number in range(self._workers)
-            ]
-            await asyncio.wait(workers)
+        stopping = asyncio.ensure_future(self._forward(stop))
+        try:
+            await asyncio.gather(
+                *(self._keep_running(number, stop) for number in range(self._workers))
+            )
+        finally:
             stopping.cancel()
         return self._sums()
 

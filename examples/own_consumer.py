@@ -9,7 +9,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as in a checkout; not needed where it is installed
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # as in a checkout; not needed where it is installed
 
 from app.config import Settings
 from app.consumer import TradeConsumer
@@ -39,7 +41,9 @@ async def run(stop: asyncio.Event) -> None:
     view = PositionsView(reader, settings.positions_topic)
     await view.refresh()
     for record in sorted(view.positions, key=lambda r: -r.trade_count)[:5]:
-        print(f"{record.book or '-':10} {record.symbol:8} {record.quantity:>10} {record.realized_pnl}")
+        print(
+            f"{record.book or '-':10} {record.symbol:8} {record.quantity:>10} {record.realized_pnl}"
+        )
 
 
 if __name__ == "__main__":

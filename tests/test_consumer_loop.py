@@ -14,6 +14,7 @@ from tests.memory_world import (
     GROUP,
     POSITIONS,
     TRADES,
+    Worker,
     World,
     body_of,
     headers_of,
@@ -33,13 +34,21 @@ def put(world: World, *values: bytes | None, partition: int = 0, key: bytes | No
         world.broker.append(TRADES, value, key=key, partition=partition)
 
 
+async def started(world: World) -> Worker:
+    """Start a worker and wait until it reads both partitions."""
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    return worker
+
+
 @virtual_time
 async def test_every_record_gets_one_fate() -> None:
     """Fates add up to the records, commits stand at the ends, positions are stored."""
     world = World()
     put(world, trade(HERE), trade(HERE, "SELL", "12"), POISON, trade(OTHER), trade(THERE))
     stats = await world.consume()
-    assert stats.fates == {Fate.BOOKED: 4, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1}
+    assert +stats.fates == {Fate.BOOKED: 4, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1}
     assert stats.total == sum(world.ends.values()) == 6
     assert world.committed == world.ends
     stored = world.newest_positions()
@@ -88,7 +97,7 @@ async def test_no_commit_passes_an_effect_that_is_not_acknowledged(
     worker.publisher.faults = faults
     await worker.start()
     await until(lambda: attempts > 5)
-    assert world.committed[0] == 0
+    assert world.committed.get(0, 0) == 0
     is_down = False
     await until(lambda: world.committed == world.ends)
     await worker.finish()
@@ -121,7 +130,7 @@ async def test_a_misplaced_trade_moves_to_its_own_partition(key: bytes | None) -
     world = World()
     put(world, trade(THERE), partition=0, key=key)
     stats = await world.consume()
-    assert stats.fates == {Fate.REKEYED: 1, Fate.BOOKED: 1}
+    assert +stats.fates == {Fate.REKEYED: 1, Fate.BOOKED: 1}
     (copy,) = world.broker.records(TRADES, 1)
     assert (copy.key, copy.value) == (THERE.encode(), trade(THERE))
     assert headers_of(copy) == {"x-rekeyed-from": f"{TRADES}/0/0"}
@@ -134,7 +143,7 @@ async def test_a_well_placed_trade_is_booked_whatever_its_key() -> None:
     put(world, trade(HERE), partition=0, key=b"any")
     put(world, trade(HERE), partition=0, key=None)
     stats = await world.consume()
-    assert stats.fates == {Fate.BOOKED: 2}
+    assert +stats.fates == {Fate.BOOKED: 2}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ async def test_other_modes_do_not_move_a_misplaced_trade(mode: str, fate: Fate) 
     world = World(key_mismatch=mode)
     put(world, trade(THERE), partition=0)
     stats = await world.consume()
-    assert stats.fates == {fate: 1}
+    assert +stats.fates == {fate: 1}
     assert world.ends == {0: 1, 1: 0}
 
 
@@ -154,10 +163,9 @@ async def test_other_modes_do_not_move_a_misplaced_trade(mode: str, fate: Fate) 
 async def test_a_second_copy_after_a_crash_is_booked_once() -> None:
     """A move that was stored and not committed is repeated; its second copy is a duplicate."""
     world = World()
-    put(world, trade(THERE), trade(THERE, "SELL"), partition=0)
-    worker = world.worker()
+    worker = await started(world)
     worker.source.faults = lambda name: Fault.UNKNOWN_LOST if name == "commit" else Fault.NONE
-    await worker.start()
+    put(world, trade(THERE), trade(THERE, "SELL"), partition=0)
     await until(lambda: world.ends[1] == 2)
     await worker.crash()
     stats = await world.consume()
@@ -170,14 +178,13 @@ async def test_a_second_copy_after_a_crash_is_booked_once() -> None:
 async def test_what_was_stored_and_not_committed_is_not_booked_twice() -> None:
     """A crash between the position's ack and the commit repeats the trade without effect."""
     world = World()
-    put(world, trade(HERE), trade(HERE))
-    worker = world.worker()
+    worker = await started(world)
     worker.source.faults = lambda name: Fault.UNKNOWN_LOST if name == "commit" else Fault.NONE
-    await worker.start()
+    put(world, trade(HERE), trade(HERE))
     await until(lambda: HERE in world.newest_positions())
     await worker.crash()
     stats = await world.consume()
-    assert stats.fates == {Fate.BOOKED: 2}
+    assert +stats.fates == {Fate.BOOKED: 2}
     assert stats.already_applied == 2
     assert world.newest_positions()[HERE]["trade_count"] == 2
 
@@ -227,7 +234,7 @@ async def test_on_gap_continue_goes_on_with_what_is_there() -> None:
     put(world, *[trade(HERE)] * 4, partition=0)
     world.broker.delete_records_before(TRADES, 0, 3)
     stats = await world.consume()
-    assert stats.fates == {Fate.BOOKED: 1}
+    assert +stats.fates == {Fate.BOOKED: 1}
     assert world.committed == world.ends
     assert stats.stopped == {}
 
@@ -256,12 +263,13 @@ async def test_positions_of_another_group_end_the_run() -> None:
 @virtual_time
 async def test_a_rebalance_finishes_the_work_in_hand_first() -> None:
     """When a second member joins, everything processed is committed before partitions move."""
-    world = World(commit_interval_ms=10_000)
+    world = World()
     first, second = world.worker(), world.worker()
     await first.start()
     await until(lambda: world.committed == world.ends)
     put(world, *[trade(HERE)] * 5, partition=0)
     put(world, *[trade(THERE)] * 5, partition=1)
+    await until(lambda: all(p.next_offset == 5 for p in first.consumer._open.values()))
     await second.start()
     await until(lambda: len(second.source.assignment.partitions) == 1)
     assert world.committed == world.ends
@@ -302,9 +310,7 @@ async def test_a_partition_that_returns_unchanged_keeps_its_state() -> None:
 async def test_a_batch_of_an_older_assignment_is_thrown_away() -> None:
     """Records read before a rebalance are not processed after it: they come again."""
     world = World()
-    worker = world.worker()
-    await worker.start()
-    await until(lambda: len(worker.consumer._open) == 2)
+    worker = await started(world)
     put(world, trade(HERE), partition=0)
     (old,) = worker.source._fetch()
     worker.source.crash()
@@ -313,7 +319,7 @@ async def test_a_batch_of_an_older_assignment_is_thrown_away() -> None:
     await worker.consumer._process(old)
     await until(lambda: world.committed == world.ends)
     stats = await worker.finish()
-    assert stats.fates == {Fate.BOOKED: 1}
+    assert +stats.fates == {Fate.BOOKED: 1}
     assert stats.already_applied == 0
 
 
@@ -321,10 +327,8 @@ async def test_a_batch_of_an_older_assignment_is_thrown_away() -> None:
 async def test_a_hanging_publisher_bounds_what_is_in_flight() -> None:
     """With no acks the partitions are paused near the bound, and go on when acks return."""
     world = World(commit_every=20)
-    worker = world.worker()
+    worker = await started(world)
     worker.source.max_records = 5
-    await worker.start()
-    await until(lambda: len(worker.consumer._open) == 2)
     worker.publisher.hold()
     put(world, *[trade(HERE)] * 200, partition=0)
     put(world, *[trade(THERE)] * 200, partition=1)
@@ -333,41 +337,33 @@ async def test_a_hanging_publisher_bounds_what_is_in_flight() -> None:
     assert 20 <= in_flight <= 20 + 2 * worker.source.max_records
     worker.publisher.release()
     await until(lambda: world.committed == world.ends)
-    assert (await worker.finish()).fates == {Fate.BOOKED: 400}
+    assert +(await worker.finish()).fates == {Fate.BOOKED: 400}
 
 
 @virtual_time
 async def test_refused_commits_do_not_spin() -> None:
     """A worker that is full and cannot commit waits between its attempts."""
     world = World(commit_every=5)
-    worker = world.worker()
-    await worker.start()
-    await until(lambda: len(worker.consumer._open) == 2)
+    worker = await started(world)
     worker.source.faults = lambda name: Fault.UNKNOWN_LOST if name == "commit" else Fault.NONE
     put(world, *[trade(HERE)] * 50, partition=0)
     await asyncio.sleep(10)
     worker.source.faults = nth("commit", 0)
     await until(lambda: world.committed == world.ends)
-    assert (await worker.finish()).fates == {Fate.BOOKED: 50}
+    assert +(await worker.finish()).fates == {Fate.BOOKED: 50}
 
 
 @virtual_time
 async def test_a_partition_opened_while_others_wait_is_held_too() -> None:
     """Backpressure covers a partition whose restore ends after the pause."""
     world = World(commit_every=5)
-    worker = world.worker()
+    await world.consume()
     put(world, *[trade(HERE)] * 50, partition=0)
     put(world, *[trade(THERE)] * 50, partition=1)
+    worker = world.worker()
     worker.source.max_records = 5
+    worker.source.faults = nth("committed", 2)
     worker.publisher.hold()
-    calls = 0
-
-    def faults(name: str) -> Fault:
-        nonlocal calls
-        calls += name == "offset_ranges"
-        return Fault.UNKNOWN_LOST if name == "offset_ranges" and calls == 2 else Fault.NONE
-
-    worker.reader.faults = faults
     await worker.start()
     await until(lambda: len(worker.consumer._open) == 2)
     await asyncio.sleep(10)
@@ -388,7 +384,8 @@ async def test_an_idle_owner_writes_heartbeats() -> None:
     await worker.finish()
     for partition in (0, 1):
         beats = world.broker.records(POSITIONS, partition)
-        assert [body_of(beat)["type"] for beat in beats] == ["heartbeat"] * 3
+        assert {body_of(beat)["type"] for beat in beats} == {"heartbeat"}
+        assert 3 <= len(beats) <= 4  # one more where a first start is noted
         assert {beat.key for beat in beats} == {b"\x00owner"}
 
 
@@ -396,11 +393,10 @@ async def test_an_idle_owner_writes_heartbeats() -> None:
 async def test_a_stop_is_bounded_when_publishes_hang() -> None:
     """The run ends within its bound, and what was not acked is not committed."""
     world = World()
-    put(world, trade(HERE))
-    worker = world.worker()
+    worker = await started(world)
     worker.publisher.hold()
-    await worker.start()
-    await until(lambda: any(p.next_offset for p in worker.consumer._open.values()))
+    put(world, trade(HERE))
+    await until(lambda: worker.consumer._open[0].next_offset == 1)
     began_s = asyncio.get_running_loop().time()
     await worker.finish()
     assert asyncio.get_running_loop().time() - began_s < world.settings.shutdown_graceful_timeout_s
@@ -411,13 +407,11 @@ async def test_a_stop_is_bounded_when_publishes_hang() -> None:
 async def test_a_stop_commits_what_is_in_hand() -> None:
     """An orderly end leaves nothing to be read again."""
     world = World(commit_interval_ms=10_000)
-    worker = world.worker()
-    await worker.start()
-    await until(lambda: len(worker.consumer._open) == 2)
+    worker = await started(world)
     put(world, *[trade(HERE)] * 7)
     await until(lambda: worker.consumer._open[0].next_offset == 7)
     stats = await worker.finish()
-    assert stats.fates == {Fate.BOOKED: 7}
+    assert +stats.fates == {Fate.BOOKED: 7}
     assert world.committed[0] == 7
 
 
@@ -425,14 +419,12 @@ async def test_a_stop_commits_what_is_in_hand() -> None:
 async def test_after_a_failed_poll_every_partition_is_sought_again() -> None:
     """A1: a poll that raises has moved positions; no record is lost by it."""
     world = World()
-    worker = world.worker()
-    await worker.start()
-    await until(lambda: len(worker.consumer._open) == 2)
+    worker = await started(world)
     worker.source.faults = nth("poll", 1)
     put(world, *[trade(HERE)] * 3, partition=0)
     put(world, *[trade(THERE)] * 3, partition=1)
     await until(lambda: world.committed == world.ends)
-    assert (await worker.finish()).fates == {Fate.BOOKED: 6}
+    assert +(await worker.finish()).fates == {Fate.BOOKED: 6}
 
 
 @pytest.mark.parametrize("operation", ["offset_ranges", "committed"])
@@ -446,7 +438,7 @@ async def test_an_outage_while_restoring_is_waited_out(operation: str) -> None:
     worker.reader.faults = nth("read", 1)
     await worker.start()
     await until(lambda: world.committed == world.ends)
-    assert (await worker.finish()).fates == {Fate.BOOKED: 1}
+    assert +(await worker.finish()).fates == {Fate.BOOKED: 1}
 
 
 @virtual_time
@@ -471,7 +463,7 @@ async def test_an_outage_while_a_foreign_write_is_judged_is_waited_out() -> None
     worker = world.worker()
     await worker.start()
     await until(lambda: world.committed == world.ends)
-    (old,) = world.broker.records(POSITIONS, 0)
+    old = world.broker.records(POSITIONS, 0)[-1]
     put(world, trade(HERE))
     await until(lambda: world.committed == world.ends)
     world.broker.append(POSITIONS, old.value, key=old.key, partition=0)

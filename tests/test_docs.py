@@ -66,7 +66,7 @@ def test_position_records_fit_their_published_schema() -> None:
     )  # fmt: skip
     values = [
         encode_position(position, group="g", topic="t", partition=1),
-        encode_position(Position(None, "S", "USD", mark_ns=946684800 * 10**9), group="g", topic="t", partition=0),
+        encode_position(Position(None, "S", "USD"), group="g", topic="t", partition=0),
         encode_heartbeat(group="g", topic="t", partition=0, offset=-1),
     ]  # fmt: skip
     for value in values:

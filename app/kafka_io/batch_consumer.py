@@ -20,6 +20,7 @@ from aiokafka.errors import (
 
 from app.config import Settings
 from app.errors import OffsetGapError, TopicError
+from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import CLIENT_ERRORS, STOP_TIMEOUT_S, group_options, transport_error
 from app.kafka_io.partitioner import KeyPartitioner
 from app.ports import Assignment, Record, RecordBatch
@@ -78,7 +79,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             partitions = await self._consumer._client.fetch_all_metadata()  # noqa: SLF001
         except CLIENT_ERRORS as exc:
             await self.stop()
-            raise transport_error("no Kafka broker answers", self._settings, exc) from exc
+            raise await no_broker(self._settings, exc) from exc
         known = partitions.partitions_for_topic(self._topic)
         if not known:
             await self.stop()
@@ -137,6 +138,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         partitions = frozenset(tp.partition for tp in assigned)
         self._assignment = Assignment(self._assignment.epoch + 1, partitions)
         self._sought.clear()
+        for tp in assigned:
+            # Until it is sought a partition is not fetched, and has a position of some kind:
+            # one without any makes every poll of the others fail.
+            self._consumer.pause(tp)
+            self._consumer.seek(tp, 0)
         self._stale = (
             set(partitions) if self._getting is not None and self._getting.done() else set()
         )
@@ -212,7 +218,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         partitions = [tp.partition for tp in (named if isinstance(named, dict) else [named])]
         if any(partition in self._sought for partition in partitions):
             raise OffsetGapError(f"{self._topic} partition {partitions}: {exc}") from exc
-        return []  # before its gate is open a partition has no position: ours comes with the seek
+        return []  # of a partition whose gate is closed
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading a partition at this offset; opens its gate."""
@@ -220,6 +226,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._consumer.seek(TopicPartition(self._topic, partition), offset)
         except (IllegalStateError, AssertionError):
             return  # no longer ours; the next assignment says so
+        if partition not in self._sought:
+            self.resume([partition])
         self._sought[partition] = offset
         if self._getting is not None and self._getting.done():
             self._stale.add(partition)  # drained before the seek, and not handed out yet

@@ -7,6 +7,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from app.config import Settings
 from app.errors import TopicError, TransportError
+from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import CLIENT_ERRORS, reader_options, transport_error
 from app.ports import Record
 
@@ -82,5 +83,5 @@ class KafkaLogReader:
             await consumer.start()
         except CLIENT_ERRORS as exc:
             await consumer.stop()
-            raise transport_error("no Kafka broker answers", self._settings, exc) from exc
+            raise await no_broker(self._settings, exc) from exc
         return consumer

@@ -26,12 +26,12 @@ from tenacity.wait import wait_random_exponential
 
 from app.config import Settings
 from app.errors import TopicError, TransportError
+from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import (
     CLIENT_ERRORS,
     MAX_REQUEST_BYTES,
     STOP_TIMEOUT_S,
     producer_options,
-    transport_error,
 )
 from app.kafka_io.partitioner import KeyPartitioner
 from app.ports import Headers, OutgoingRecord, SendOutcome, SendState
@@ -287,7 +287,7 @@ class KafkaPublisher:
             await producer.start()
         except CLIENT_ERRORS as exc:
             await _stop_within_bound(producer)
-            raise transport_error("no Kafka broker answers", self._settings, exc) from exc
+            raise await no_broker(self._settings, exc) from exc
         self._producer, self._is_dead = producer, False
 
 

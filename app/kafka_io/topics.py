@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from app.config import Settings
 from app.errors import TopicError
+from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import (
     CLIENT_ERRORS,
     MAX_REQUEST_BYTES,
@@ -150,7 +151,7 @@ class TopicAdmin:
         # Created is not yet known to every broker; whoever asks next would be told it is missing.
         names = [plan.name for plan in plans]
         async with asyncio.timeout(_VISIBLE_TIMEOUT_S):
-            while any(not _is_led(topic) for topic in await admin.describe_topics(names)):
+            while not all(map(_is_led, await admin.describe_topics(names))):  # noqa: ASYNC110
                 await asyncio.sleep(_VISIBLE_POLL_S)
 
     async def _wanted_partitions(self, admin: Any) -> int:
@@ -206,7 +207,7 @@ class _Admin:
             await self._client.start()
         except CLIENT_ERRORS as exc:
             await self._client.close()
-            raise transport_error("no Kafka broker answers", self._settings, exc) from exc
+            raise await no_broker(self._settings, exc) from exc
         return self._client
 
     async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from app.ports import LogReader, OutgoingRecord, Publisher, Record, RecordSource, SendState
 
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 15.0
 POLL_S: Final = 0.05
 
 

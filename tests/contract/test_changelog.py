@@ -48,12 +48,12 @@ async def test_a_restore_gives_back_what_was_written(backend: Backend) -> None:
     await write(backend, position(3), position(5, "MSFT"), position(7))
     restored = await changelog(backend).restore(0)
     assert restored.positions == {"AAPL": position(7), "MSFT": position(5, "MSFT")}
-    assert (restored.next_offset, restored.source_offset) == (3, 7)
+    assert (restored.next_offset, restored.newest) == (3, (0, 7))
     assert restored.is_known
     assert not restored.stale_keys
     empty = await changelog(backend).restore(1)
     assert not empty.is_known
-    assert empty.source_offset == -1
+    assert empty.newest == (0, -1)
 
 
 async def test_a_restore_takes_the_highest_offset_and_not_the_last_record(
@@ -82,7 +82,7 @@ async def test_a_heartbeat_makes_a_partition_known(backend: Backend) -> None:
     await backend.publisher.publish([changelog(backend).heartbeat(0, 41)])
     restored = await changelog(backend).restore(0)
     assert restored.is_known
-    assert restored.source_offset == 41
+    assert restored.newest == (0, 41)
     assert restored.positions == {}
 
 

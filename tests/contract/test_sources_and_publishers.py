@@ -1,5 +1,7 @@
 """What the loops may rely on, whatever is behind the ports."""
 
+import time
+
 import pytest
 
 from app.errors import OffsetGapError, TopicError, TransportError
@@ -58,11 +60,12 @@ async def test_a_partition_keeps_the_order_of_one_call(backend: Backend) -> None
 
 async def test_what_was_written_comes_back_untouched(backend: Backend) -> None:
     """Any bytes, a null key, a null value, repeated headers and a timestamp survive."""
+    now_ms = time.time_ns() // 1_000_000  # older records fall to retention
     headers = [("origin", b"\x00\xff"), ("origin", b""), ("zürich", b"1")]
     sent = [
-        OutgoingRecord(backend.topic, b"\x00k\xff", b"\xfe\x00", headers, 1, 1_700_000_000_123),
-        OutgoingRecord(backend.topic, None, b"", (), 1, 1_700_000_000_124),
-        OutgoingRecord(backend.topic, b"tombstone", None, (), 1, 1_700_000_000_125),
+        OutgoingRecord(backend.topic, b"\x00k\xff", b"\xfe\x00", headers, 1, now_ms),
+        OutgoingRecord(backend.topic, None, b"", (), 1, now_ms + 1),
+        OutgoingRecord(backend.topic, b"tombstone", None, (), 1, now_ms + 2),
     ]
     outcomes = await backend.publisher.publish(sent)
     assert [(o.state, o.partition, o.offset) for o in outcomes] == [

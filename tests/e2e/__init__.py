@@ -1,0 +1,1 @@
+"""The programs as users run them, against a real broker."""

