@@ -161,7 +161,8 @@ class Settings(BaseModel):
         """Read the settings from the environment.
 
         Args:
-            environ: Instead of the process's own; names are matched without regard to case.
+            environ: Instead of the process's own; names are matched without regard to case, and
+                an empty value counts as not set.
 
         Raises:
             ConfigError: With one line for every value that is wrong.
@@ -169,6 +170,7 @@ class Settings(BaseModel):
         given = {
             name.lower(): value
             for name, value in (os.environ if environ is None else environ).items()
+            if value
         }
         values: dict[str, Any] = {name: given[name] for name in cls.model_fields if name in given}
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 Headers = Sequence[tuple[str, bytes | None]]
 """Names and values in their order; Kafka lets a value be null."""
 
@@ -129,8 +131,7 @@ class LogReader(Protocol):
         """Give the records of a partition from `start` up to, not including, `end`."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingRecord:
+class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to publish; the partition is chosen by key where none is named."""
 
     topic: str
@@ -149,8 +150,7 @@ class SendState(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class SendOutcome:
+class SendOutcome(msgspec.Struct, frozen=True, gc=False):
     """What became of one send.
 
     Attributes:

@@ -167,14 +167,18 @@ class TradeProducer:
 
     async def _settle_oldest(self) -> None:
         trades, sending = self._in_flight.popleft()
+        stored = 0
         for trade, outcome in zip(trades, await sending, strict=True):
-            self.summary.outcomes[outcome.state] += 1
-            if outcome.state is not SendState.OK:
+            if outcome.state is SendState.OK:
+                stored += 1
+                if trade.poison_reason is not None:
+                    self.summary.poison[trade.poison_reason] += 1
+            else:
+                self.summary.outcomes[outcome.state] += 1
                 self.summary.errors[outcome.error] += 1
-            elif trade.poison_reason is not None:
-                self.summary.poison[trade.poison_reason] += 1
             if self._on_outcome is not None:
                 self._on_outcome(trade, outcome)
+        self.summary.outcomes[SendState.OK] += stored
         if self._progress is not None:
             self._progress(len(trades))
 

@@ -1,21 +1,21 @@
 """A seeded market: random-walk prices, several books, a long tail of symbols, poison if asked."""
 
 import random
+from bisect import bisect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from app.codec import MAX_VALUE_BYTES, encode_event
 from app.models import TradeEvent, position_key
-from app.money import ONE_E8, format_scaled
 
-_TICK_E8: Final = ONE_E8 // 100
-_LOTS: Final = (1, 5, 10, 25, 50, 100, 100, 200, 250, 500, 1_000)
+_LOTS: Final = ("1", "5", "10", "25", "50", "100", "100", "200", "250", "500", "1000")
+_STEPS: Final = 7  # a price moves by -3 to 3 ticks
 _TAIL_EXPONENT: Final = 1.1  # weights fall like Zipf's law: a few symbols trade most of the time
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedTrade:
+class SimulatedTrade(msgspec.Struct, frozen=True, gc=False):
     """One record to publish.
 
     Attributes:
@@ -49,7 +49,11 @@ class TradeSimulator:
         self._run_id = run_id
         self._books = [f"BOOK-{n:02d}" for n in range(1, books + 1)]
         self._symbols = [_symbol(n) for n in range(symbols)]
-        self._prices_e8 = [self._random.randrange(500, 50_000) * _TICK_E8 for _ in range(symbols)]
+        self._keys = [
+            [position_key(book, symbol).encode() for symbol in self._symbols]
+            for book in self._books
+        ]
+        self._ticks = [self._random.randrange(500, 50_000) for _ in range(symbols)]  # cents
         weights = [1 / (rank + 1) ** _TAIL_EXPONENT for rank in range(symbols)]
         total = 0.0
         self._cumulative = [total := total + weight for weight in weights]
@@ -62,25 +66,25 @@ class TradeSimulator:
         Args:
             due: When it is due to be published, RFC 3339: its execution and its publish time.
         """
-        draw = self._random
+        draw = self._random.random  # one draw for each choice: the richer methods cost several
         self._count += 1
-        index = draw.choices(range(len(self._symbols)), cum_weights=self._cumulative)[0]
-        step = draw.randint(-3, 3) * _TICK_E8
-        price_e8 = max(_TICK_E8, self._prices_e8[index] + step)
-        self._prices_e8[index] = price_e8
+        index = bisect(self._cumulative, draw() * self._cumulative[-1])
+        ticks = max(1, self._ticks[index] + int(draw() * _STEPS) - _STEPS // 2)
+        self._ticks[index] = ticks
+        book = int(draw() * len(self._books))
         event = TradeEvent(
             trade_id=f"{self._run_id}-{self._count:09d}",
             symbol=self._symbols[index],
-            side="BUY" if draw.random() < 0.5 else "SELL",  # noqa: PLR2004 - a fair coin
-            price=format_scaled(price_e8),
-            quantity=str(draw.choice(_LOTS)),
+            side="BUY" if draw() < 0.5 else "SELL",  # noqa: PLR2004 - a fair coin
+            price=f"{ticks // 100}.{ticks % 100:02d}",
+            quantity=_LOTS[int(draw() * len(_LOTS))],
             timestamp=due,
-            book=draw.choice(self._books),
+            book=self._books[book],
             published_at=due,
         )
-        key = position_key(event.book, self._symbols[index]).encode()
-        if self._poison and draw.random() < self._poison:
-            reason = draw.choice(list(POISON))
+        key = self._keys[book][index]
+        if self._poison and draw() < self._poison:
+            reason = _REASONS[int(draw() * len(_REASONS))]
             return SimulatedTrade(key, POISON[reason](event), None, reason)
         return SimulatedTrade(key, encode_event(event), event)
 
@@ -115,3 +119,5 @@ POISON: Final[dict[str, Callable[[TradeEvent], bytes | None]]] = {
     "side-unknown": _changed(side="HOLD"),
 }
 """Ten ways to spoil a trade, by the reason code that each must be dead-lettered with."""
+
+_REASONS: Final = tuple(POISON)

@@ -150,7 +150,7 @@ def test_number_is_bounded_on_both_sides(name: str, lowest: int, highest: int) -
 @pytest.mark.parametrize(
     "servers",
     [
-        *("", "kafka", "kafka:", ":9092", "kafka:0", "kafka:65536", "kafka:x", "a:1,", "a:1,,b:2"),
+        *("kafka", "kafka:", ":9092", "kafka:0", "kafka:65536", "kafka:x", "a:1,", "a:1,,b:2"),
         *("a,b:9092", "a b:9092", "http://kafka:9092", "::1:9092", "kafka:9092/x"),
     ],
 )
@@ -164,7 +164,7 @@ def test_servers_without_host_and_port_are_refused(servers: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "\u00e9", "t" * 250])
+@pytest.mark.parametrize("name", ["a b", "a/b", "\u00e9", "t" * 250])
 def test_topic_name_that_kafka_does_not_take_is_refused(name: str) -> None:
     """Topic names are checked before anything is connected."""
     assert problems_of(KAFKA_TOPIC=name)[0].startswith("KAFKA_TOPIC:")

@@ -87,7 +87,7 @@ def test_symbols_are_unique_and_at_least_three_letters() -> None:
 def test_price_walks_in_ticks_and_stays_above_zero() -> None:
     """A price is a whole number of ticks; at the bottom it cannot fall further."""
     simulator = TradeSimulator(run_id="R", seed=1, symbols=1)
-    simulator._prices_e8 = [1_000_000]
+    simulator._ticks = [1]
     prices = [
         check_event(t.event).price_e8 for _ in range(200) if (t := simulator.next_trade(DUE)).event
     ]
