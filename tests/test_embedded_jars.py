@@ -245,7 +245,7 @@ def test_the_password_is_not_on_a_command_line(tmp_path: Path) -> None:
     """Kafka's tool is given the salted hash, and neither it nor a repr shows the password."""
     sasl = SaslConfig(
         username="desk",
-        password="s3cret",  # noqa: S106 - the point of the test
+        password="s3cret",
         certificate_key=tmp_path,
         certificate_chain=tmp_path,
     )

@@ -31,7 +31,7 @@ from app.kafka_io.probe import wait_until_ready
 pytestmark = pytest.mark.integration
 
 WAIT_S = 30.0
-PASSWORD = "pass word, with=all]sorts"  # noqa: S105 - of a broker that lives for one test
+PASSWORD = "pass word, with=all]sorts"
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_starter_killed_half_way_is_healed_by_the_next_start(tmp_path: Path) -
     )
     data_dir = tmp_path / "kafka"
     command = [sys.executable, "-c", script, str(data_dir)]
-    with subprocess.Popen(command) as starter:  # noqa: S603 - our own arguments
+    with subprocess.Popen(command) as starter:
         wait_for((data_dir / "node-1" / "server.properties").exists)
         starter.kill()
     with EmbeddedKafka(data_dir=data_dir, port=0) as broker:
@@ -263,6 +263,6 @@ def test_the_secure_listener_admits_by_password_only(
         asyncio.run(create_topic(broker.bootstrap, "secured"))
         asyncio.run(produce(secure, "secured", b"sealed", **security))
         assert asyncio.run(read_first(secure, "secured", **security)) == b"sealed"
-        security["sasl_plain_password"] = "guessed"  # noqa: S105 - the wrong one
+        security["sasl_plain_password"] = "guessed"
         with pytest.raises(KafkaError):
             asyncio.run(produce(secure, "secured", b"forged", **security))
