@@ -12,7 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
+from asyncio.subprocess import Process as Child
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,8 +22,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from app.config import Settings, child_environment, data_home, is_set
 from app.embedded.kafka import EmbeddedKafka
+from app.embedded.launch import start_token
+from app.embedded.process import Process, read_pid_file
 from app.errors import TradeStreamError
 from app.kafka_io.connect import open_publisher
 from app.kafka_io.log_reader import KafkaLogReader
@@ -180,7 +185,8 @@ async def _broker(
     await asyncio.to_thread(_sweep)
     data_home().mkdir(exist_ok=True)
     data_dir = Path(tempfile.mkdtemp(prefix="demo-", dir=data_home()))
-    (data_dir / _OWNER_FILE).write_text(str(os.getpid()))
+    us = Process(os.getpid(), start_token(os.getpid()))
+    (data_dir / _OWNER_FILE).write_bytes(msgspec.json.encode(us))
     kafka = EmbeddedKafka(data_dir=data_dir / "kafka", port=0, notify=say)
     started_s = time.monotonic()
     try:
@@ -206,15 +212,14 @@ def _names(run_id: str) -> dict[str, Any]:
 def _sweep() -> None:
     """Stop and remove brokers of runs that were killed."""
     for data_dir in data_home().glob("demo-*"):
-        try:
-            os.kill(int((data_dir / _OWNER_FILE).read_text()), 0)
-        except (OSError, ValueError):  # its owner is gone
+        owner = read_pid_file(data_dir / _OWNER_FILE)
+        if owner is None or not owner.is_alive():
             EmbeddedKafka(data_dir=data_dir / "kafka").stop()
             shutil.rmtree(data_dir, ignore_errors=True)
 
 
 @asynccontextmanager
-async def _consumer(settings: Settings) -> AsyncIterator[Process]:
+async def _consumer(settings: Settings) -> AsyncIterator[Child]:
     script = Path(__file__).with_name("consumer.py")
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -243,7 +248,7 @@ async def _consumer(settings: Settings) -> AsyncIterator[Process]:
 
 
 async def _until_joined(
-    settings: Settings, reader: KafkaLogReader, child: Process, stop: asyncio.Event
+    settings: Settings, reader: KafkaLogReader, child: Child, stop: asyncio.Event
 ) -> None:
     deadline_s = time.monotonic() + CONSUMER_READY_S
     while any(part.committed is None for part in await read_lag(settings, reader)):
@@ -254,7 +259,7 @@ async def _until_joined(
 
 
 async def _until_drained(
-    settings: Settings, reader: KafkaLogReader, child: Process, stop: asyncio.Event
+    settings: Settings, reader: KafkaLogReader, child: Child, stop: asyncio.Event
 ) -> int:
     """Wait until nothing is behind; gives what is left where the consumer stalls."""
     lowest, moved_s = -1, time.monotonic()
@@ -268,14 +273,14 @@ async def _until_drained(
         await asyncio.sleep(_POLL_S)
 
 
-def _must_go_on(child: Process, stop: asyncio.Event) -> None:
+def _must_go_on(child: Child, stop: asyncio.Event) -> None:
     if child.returncode is not None:
         raise TradeStreamError(f"the consumer ended with exit code {child.returncode}")
     if stop.is_set():
         raise KeyboardInterrupt
 
 
-async def _stop_and_read(child: Process) -> dict[str, Any]:
+async def _stop_and_read(child: Child) -> dict[str, Any]:
     child.terminate()
     output, _ = await child.communicate()
     try:
