@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from app.errors import TransportError
+from app.errors import OwnershipError, TransportError
 from app.models import Fate, Position
 from app.ports import OutgoingRecord, Publisher, RecordSource, SendOutcome, SendState
 from app.stores.changelog import Changelog
@@ -67,12 +67,14 @@ class CheckpointResult:
         changelog_offsets: Offset expected of the next position write, by partition.
         stale_keys: Keys to be written again, by partition.
         refused: Partitions with an effect that the broker will never take, and why.
+        lost: Partitions where another owner has written newer state: to be restored again.
     """
 
     is_committed: bool = False
     changelog_offsets: dict[int, int] = field(default_factory=dict)
     stale_keys: dict[int, set[str]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
 
 
 async def run_checkpoint(
@@ -92,9 +94,6 @@ async def run_checkpoint(
         changelog: Builds position records and judges foreign ones.
         positions: All positions held, by partition, to compare foreign writes with.
 
-    Raises:
-        OwnershipError: Another owner has newer state of a partition.
-
     Delivery:
         While a broker is away this waits, for as long as it lasts; nothing is given up. A send with
         an unknown outcome is repeated: every effect is recognised by its origin or offset.
@@ -111,15 +110,44 @@ async def run_checkpoint(
         if partition not in result.refused
     }
     for partition, acks in (await _publish_all(written, publisher, result)).items():
-        expected, stale = await changelog.foreign_writes(
-            partition, effects[partition].changelog_offset, acks, positions.get(partition, {})
-        )
+        try:
+            expected, stale = await _judged(
+                changelog,
+                partition,
+                effects[partition].changelog_offset,
+                acks,
+                positions.get(partition, {}),
+            )
+        except OwnershipError as exc:
+            result.lost[partition] = str(exc)
+            continue
         result.changelog_offsets[partition] = expected
         if stale:
             result.stale_keys[partition] = stale
-    next_offsets = {p: e.next_offset for p, e in effects.items() if p not in result.refused}
+    next_offsets = {
+        partition: effect.next_offset
+        for partition, effect in effects.items()
+        if partition not in result.refused and partition not in result.lost
+    }
     result.is_committed = await _commit(source, next_offsets)
     return result
+
+
+async def _judged(
+    changelog: Changelog,
+    partition: int,
+    expected: int,
+    acks: list[SendOutcome],
+    ours: Mapping[str, Position],
+) -> tuple[int, set[str]]:
+    backoff_s = _FIRST_BACKOFF_S
+    while True:
+        try:
+            return await changelog.foreign_writes(partition, expected, acks, ours)
+        except TransportError as exc:
+            log.warning("foreign_writes_wait_for_broker", partition=partition, error=str(exc))
+            await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - full jitter
+            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
 
 
 def _position_records(

@@ -125,7 +125,6 @@ class TradeConsumer:
 
         Raises:
             TopicError: A topic is not fit, such as positions of another group.
-            OwnershipError: Another owner writes our state.
         """
         try:
             while not stop.is_set():
@@ -143,20 +142,22 @@ class TradeConsumer:
             await self._finish()
             await self._close_all()
             self._source.confirm_revocation()
+        self._settle_checkpoint()
         if self._source.assignment.epoch != self._epoch:
             await self._adopt()
         self._open_restored()
-        self._settle_checkpoint()
         await self._bound_work_in_flight()
+        is_waiting = self._is_paused and self._checkpoint is not None
         try:
-            batches = await self._source.poll(timeout_s=0 if self._is_paused else POLL_TIMEOUT_S)
+            batches = await self._source.poll(timeout_s=0 if is_waiting else POLL_TIMEOUT_S)
         except TransportError as exc:
             log.warning("poll_failed", error=str(exc))
             self._seek_all()
             await asyncio.sleep(RETRY_PAUSE_S)
             return False
         except OffsetGapError as exc:
-            await self._check_gaps(exc)
+            log.warning("position_out_of_range", error=str(exc))
+            await self._check_gaps()
             return False
         for batch in batches:
             await self._process(batch)
@@ -232,19 +233,20 @@ class TradeConsumer:
 
     async def _bound_work_in_flight(self) -> None:
         """Hold the partitions while too much waits for acknowledgement: no unbounded growth."""
+        if self._is_full:
+            self._start_checkpoint()
+            if self._checkpoint is not None:
+                await asyncio.wait([self._checkpoint], timeout=POLL_TIMEOUT_S)
+            self._settle_checkpoint()
+        if self._is_full != self._is_paused:
+            self._is_paused = self._is_full  # polling goes on, so that the group sees us alive
+            change = self._source.pause if self._is_paused else self._source.resume
+            change(self._open.keys())
+
+    @property
+    def _is_full(self) -> bool:
         in_flight = sum(p.next_offset - p.committed for p in self._open.values())
-        if in_flight < self._settings.commit_every:
-            if self._is_paused:
-                self._is_paused = False
-                self._source.resume(self._open.keys())
-            return
-        self._start_checkpoint()
-        if self._checkpoint is not None:
-            await asyncio.wait([self._checkpoint], timeout=POLL_TIMEOUT_S)
-            if not self._checkpoint.done() and not self._is_paused:
-                self._is_paused = True  # polling goes on, so that the group sees us alive
-                self._source.pause(self._open.keys())
-        self._settle_checkpoint()
+        return in_flight >= self._settings.commit_every
 
     # -- checkpoints
 
@@ -295,6 +297,11 @@ class TradeConsumer:
         result = done.result()
         for number, why in result.refused.items():
             self._stop_partition(number, why)
+        for number, why in result.lost.items():
+            # A late write of a former owner with newer state: what we hold is not the newest.
+            log.warning("partition_restored_again", partition=number, why=why)
+            if self._open.pop(number, None) is not None:
+                self._restoring[number] = asyncio.ensure_future(self._take_over(number, None))
         self.stats.checkpoints += result.is_committed
         for number, effects in settled.items():
             partition = self._open.get(number)
@@ -394,6 +401,8 @@ class TradeConsumer:
             if partition is not None:
                 self._open[number] = partition
                 self._source.seek(number, partition.next_offset)
+                if self._is_paused:
+                    self._source.pause([number])
                 log.info(
                     "partition_opened",
                     partition=number,
@@ -406,10 +415,16 @@ class TradeConsumer:
         for partition in self._open.values():
             self._source.seek(partition.number, partition.next_offset)
 
-    async def _check_gaps(self, exc: OffsetGapError) -> None:
+    async def _check_gaps(self) -> None:
         """Find the partitions whose position fell out of the log, and stop those alone."""
-        log.warning("position_out_of_range", error=str(exc))
-        ranges = await self._source.offset_ranges(self._open.keys())
+        await self._finish()  # what is processed already must not wait for a person
+        try:
+            ranges = await self._source.offset_ranges(self._open.keys())
+        except TransportError as exc:
+            log.warning("gap_check_waits_for_broker", error=str(exc))
+            self._seek_all()  # the gap shows again
+            await asyncio.sleep(RETRY_PAUSE_S)
+            return
         for number, (first, end) in ranges.items():
             partition = self._open[number]
             if first <= partition.next_offset <= end:

@@ -120,7 +120,9 @@ class Takeover:
         (outcome,) = await self._publisher.publish([heartbeat])
         if outcome.state is not SendState.OK:
             raise TransportError(f"the positions topic takes no records: {outcome.error}")
-        await self._source.commit({number: first})
+        if not await self._source.commit({number: first}):
+            # Opened without a commit, its positions would look like those of a group that lost it.
+            raise TransportError("the first commit was refused: the partition is no longer ours")
         return outcome.offset + 1
 
     def _processor(self, number: int, positions: Iterable[Position]) -> TradeProcessor:

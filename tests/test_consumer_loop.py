@@ -353,7 +353,6 @@ async def test_refused_commits_do_not_spin() -> None:
     assert +(await worker.finish()).fates == {Fate.BOOKED: 50}
 
 
-@pytest.mark.xfail(strict=True, reason="a partition opened during the pause is not paused")
 @virtual_time
 async def test_a_partition_opened_while_others_wait_is_held_too() -> None:
     """Backpressure covers a partition whose restore ends after the pause."""
@@ -445,7 +444,6 @@ async def test_an_outage_while_restoring_is_waited_out(operation: str) -> None:
     assert +(await worker.finish()).fates == {Fate.BOOKED: 1}
 
 
-@pytest.mark.xfail(strict=True, reason="a TransportError out of the gap check ends the run")
 @virtual_time
 async def test_an_outage_while_a_gap_is_looked_at_is_waited_out() -> None:
     """The offsets that tell which partition has the gap may be late."""
@@ -460,7 +458,6 @@ async def test_an_outage_while_a_gap_is_looked_at_is_waited_out() -> None:
     await worker.finish()
 
 
-@pytest.mark.xfail(strict=True, reason="a TransportError out of the judgement ends the run")
 @virtual_time
 async def test_an_outage_while_a_foreign_write_is_judged_is_waited_out() -> None:
     """A late write of an older state is read when the broker is back, and mended."""

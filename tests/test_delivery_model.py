@@ -14,7 +14,6 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum, auto
 from typing import Final
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -463,10 +462,7 @@ async def _finish(worker: Worker) -> None:
         worker.source.crash()
 
 
-TestDeliveryModel = pytest.mark.xfail(
-    run=False,
-    reason="a refused first commit opens the partition; a full worker without commits spins",
-)(DeliveryModel.TestCase)
+TestDeliveryModel = DeliveryModel.TestCase
 TestDeliveryModel.settings = settings(
     max_examples=150,
     stateful_step_count=40,

@@ -127,7 +127,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._revoking = asyncio.Event()
         self._wake.set()
         try:
-            await asyncio.wait_for(self._revoking.wait(), REVOKE_TIMEOUT_S)
+            async with asyncio.timeout(REVOKE_TIMEOUT_S):
+                await self._revoking.wait()
         except TimeoutError:
             log.warning("revocation_not_confirmed", timeout_s=REVOKE_TIMEOUT_S)
         finally:
@@ -254,7 +255,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Store where the group goes on, by name (B2)."""
         offsets = {TopicPartition(self._topic, p): offset for p, offset in next_offsets.items()}
         try:
-            await asyncio.wait_for(self._consumer.commit(offsets), COMMIT_TIMEOUT_S)
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await self._consumer.commit(offsets)
         except _NOT_OURS as exc:
             log.info("commit_refused", error=type(exc).__name__)
             return False
