@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: one real broker, started once and only when a test asks for it."""
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from app.embedded.kafka import EmbeddedKafka
@@ -34,3 +36,13 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield kafka.bootstrap
     finally:
         kafka.stop()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging() -> Iterator[None]:
+    """A command run in this process sets logging up for itself alone."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)

@@ -1,6 +1,7 @@
 """TradeConsumer on a broker in memory: effects before commits, gaps, rebalances, backpressure."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -476,3 +477,24 @@ async def test_an_outage_while_a_foreign_write_is_judged_is_waited_out() -> None
     await until(lambda: world.broker.records(POSITIONS, 0)[-1].key == HERE.encode())
     await worker.finish()
     assert body_of(world.broker.records(POSITIONS, 0)[-1])["trade_count"] == 2
+
+
+async def test_a_newer_state_of_a_late_owner_is_taken_over() -> None:
+    """Where somebody has applied more of the source than we have, the partition is restored."""
+    world = World()
+    put(world, trade(HERE))
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: world.committed == world.ends)
+    record = world.broker.records(POSITIONS, 0)[-1]
+    newer = body_of(record)
+    newer["source"]["offset"] += 1
+    newer["trade_count"] = 2
+    world.broker.append(POSITIONS, json.dumps(newer).encode(), key=record.key, partition=0)
+    put(world, trade(OTHER))
+    await until(lambda: world.committed == world.ends)
+    put(world, trade(HERE))
+    await until(lambda: world.committed == world.ends)
+    await worker.finish()
+    assert world.newest_positions()[HERE]["trade_count"] == 3
+    assert world.newest_positions()[OTHER]["trade_count"] == 1

@@ -138,8 +138,12 @@ class World:
     # -- an independent client
 
     def create_topics(self) -> None:
-        """Create the topics as the product would."""
-        self.run("topics", "init")
+        """Create the topics as the product would, by an independent client."""
+        plain = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
+        admin_create(self.bootstrap, self.events, self.partitions, **plain)
+        admin_create(self.bootstrap, self.dead_letters, self.partitions)
+        compacted = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"}
+        admin_create(self.bootstrap, f"{self.name}-positions", self.partitions, **compacted)
 
     def publish(self, records: Iterable[tuple[bytes | None, bytes | None]], **options: Any) -> None:
         """Publish with librdkafka: records without a key go anywhere, others by its own hash."""
