@@ -298,6 +298,11 @@ def child_environment(overrides: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **overrides}
 
 
+def set_for_children(name: str, value: str) -> None:
+    """Set a variable for this process and every one that it starts."""
+    os.environ[name] = value
+
+
 def is_set(name: str) -> bool:
     """Tell whether a variable is set in the environment of this process, and not empty."""
     return bool(os.environ.get(name))

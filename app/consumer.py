@@ -25,7 +25,7 @@ import typer
 from app.checkpoint import CheckpointResult, PartitionEffects, run_checkpoint
 from app.config import OnGap, Settings
 from app.dead_letters import dead_letter
-from app.errors import OffsetGapError, TransportError
+from app.errors import OffsetGapError, TransportError, UnreadableError
 from app.headers import Origin
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
@@ -154,6 +154,11 @@ class TradeConsumer:
             log.warning("poll_failed", error=str(exc))
             self._seek_all()
             await asyncio.sleep(RETRY_PAUSE_S)
+            return False
+        except UnreadableError as exc:
+            await self._finish()  # what is processed already must not wait for a person
+            self._stop_partition(exc.partition, str(exc))
+            self._seek_all()
             return False
         except OffsetGapError as exc:
             log.warning("position_out_of_range", error=str(exc))
@@ -454,6 +459,11 @@ class TradeConsumer:
     async def _is_caught_up(self) -> bool:
         if self._epoch == 0 or self._restoring or self._checkpoint is not None:
             return False
+        assignment = self._source.assignment  # between two of them nothing is open
+        if self._source.is_revoking or assignment.epoch != self._epoch:
+            return False
+        if self._open.keys() | self.stats.stopped.keys() != assignment.partitions:
+            return False
         if any(p.has_work for p in self._open.values()):
             return False
         try:
@@ -497,8 +507,8 @@ async def consume(
 ) -> ConsumerStats:
     """Run one consumer against real Kafka until it is told to stop; see `TradeConsumer.run`."""
     async with (
-        open_publisher(settings, connect_timeout_s=connect_timeout_s) as publisher,
-        open_source(settings, connect_timeout_s=connect_timeout_s) as source,
+        open_publisher(settings, stop, connect_timeout_s=connect_timeout_s) as publisher,
+        open_source(settings, stop, connect_timeout_s=connect_timeout_s) as source,
     ):
         consumer = TradeConsumer(
             source=source,

@@ -13,6 +13,10 @@ APP: Final = "trade-stream"
 MAX_ORIGINAL_HEADERS: Final = 32
 MAX_ORIGINAL_HEADER_BYTES: Final = 8 * 1024
 HEADERS_CUT: Final = "x-dlq-headers-cut"
+MAX_ORIGINAL_VALUE_BYTES: Final = 1_048_588
+"""The broker's default bound of a batch: only what was compressed can be larger, such as a bomb."""
+VALUE_CUT: Final = "x-dlq-value-cut"
+VALUE_SHA256: Final = "x-dlq-value-sha256"
 
 
 def _installed_version() -> str:
@@ -73,13 +77,18 @@ def dead_letter(
     }
     if record.value is None:
         added[h.DLQ_VALUE_WAS_NULL] = "true"
+    value = record.value or b""
+    if len(value) > MAX_ORIGINAL_VALUE_BYTES:
+        added[VALUE_CUT] = str(len(value))
+        added[VALUE_SHA256] = hashlib.sha256(value).hexdigest()
+        value = value[:MAX_ORIGINAL_VALUE_BYTES]
     kept, was_cut = _bounded(record)
     if was_cut:
         added[HEADERS_CUT] = "true"
     return OutgoingRecord(
         topic=topic,
         key=record.key,
-        value=record.value or b"",
+        value=value,
         headers=[*kept, *((name, text.encode()) for name, text in added.items())],
         partition=source_partition,
         timestamp_ms=record.timestamp if record.timestamp >= 0 else None,

@@ -145,7 +145,7 @@ async def run_demo(
     async with _broker(settings, run_id, say) as ours:
         oracle = Oracle()
         async with (
-            open_publisher(ours, connect_timeout_s=_CONNECT_S) as publisher,
+            open_publisher(ours, stop, connect_timeout_s=_CONNECT_S) as publisher,
             _consumer(ours) as child,
         ):
             reader = KafkaLogReader(ours)
@@ -274,10 +274,10 @@ async def _until_drained(
 
 
 def _must_go_on(child: Child, stop: asyncio.Event) -> None:
-    if child.returncode is not None:
-        raise TradeStreamError(f"the consumer ended with exit code {child.returncode}")
     if stop.is_set():
         raise KeyboardInterrupt
+    if child.returncode is not None:
+        raise TradeStreamError(f"the consumer ended with exit code {child.returncode}")
 
 
 async def _stop_and_read(child: Child) -> dict[str, Any]:

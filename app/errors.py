@@ -8,6 +8,7 @@
     ├── TransportError           a broker or a dependency is away: wait, back off, try again
     ├── TopicError               a topic is missing or not as delivery needs it: a person decides
     ├── OffsetGapError           records this group never saw are gone: a person decides
+    ├── UnreadableError          a batch of one partition cannot be read: stop that one, alarm
     ├── OwnershipError           another owner writes this group's state: give the partition up
     ├── ReplayFileError          a file cannot be used: name it, and replay the next one
     └── EmbeddedBrokerError      the broker that we start ourselves cannot start or stop
@@ -72,6 +73,19 @@ class TopicError(TradeStreamError):
 
 class OffsetGapError(TradeStreamError):
     """Records between what the group has processed and what the topic still holds are gone."""
+
+
+class UnreadableError(TradeStreamError):
+    """A batch of a partition cannot be read, and so nothing after it.
+
+    Args:
+        partition: The partition to stop; others are not concerned.
+        message: Where it is, and what is wrong with it.
+    """
+
+    def __init__(self, partition: int, message: str) -> None:
+        super().__init__(message)
+        self.partition = partition
 
 
 class OwnershipError(TradeStreamError):

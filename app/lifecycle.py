@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Final, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, NoReturn, TypeVar
 
 import structlog
 import typer
@@ -103,6 +103,26 @@ async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_
             loop.remove_signal_handler(number)
         for timer in timers:
             timer.cancel()
+
+
+async def or_stopped(connecting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T:
+    """Await something that may take long before anything is at stake, or break it off.
+
+    Raises:
+        KeyboardInterrupt: The stop came first.
+    """
+    task = asyncio.ensure_future(connecting)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    if task.cancelled():
+        raise KeyboardInterrupt
+    return task.result()
 
 
 def _give_up() -> None:

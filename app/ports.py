@@ -89,6 +89,7 @@ class RecordSource(Protocol):
         Raises:
             TransportError: The fetch failed; seek every partition to its next offset before the
                 next poll, since positions may have moved past records that nobody got.
+            UnreadableError: A batch of one partition cannot be read; positions as above.
             OffsetGapError: A position is outside of what the topic still holds.
         """
 

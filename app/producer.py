@@ -230,7 +230,7 @@ def main(
     )
 
     async def run(stop: asyncio.Event) -> ProduceSummary:
-        async with open_publisher(settings, connect_timeout_s=connect_timeout) as publisher:
+        async with open_publisher(settings, stop, connect_timeout_s=connect_timeout) as publisher:
             with Progress("publishing", total=count) as progress:
                 producer = TradeProducer(
                     publisher,

@@ -1,6 +1,6 @@
 """Positions made anew from the trades, when they were damaged or belong to an older log."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ async def rebuild_partition(
     reader: LogReader,
     publisher: Publisher,
     partition_of: Callable[[bytes, int], int],
+    fence: Callable[[int], Awaitable[None]],
     force: bool = False,
 ) -> RebuiltPartition:
     """Replay a partition from its beginning and write every position with a higher generation.
@@ -48,6 +49,8 @@ async def rebuild_partition(
         reader: Reads both topics.
         publisher: Writes the positions.
         partition_of: Partition of a key, given the number of partitions.
+        fence: Called with the offset that the group will go on at, right before positions are
+            written; raises where the group has members by now.
         force: Go on although the oldest trades are deleted already, and so forget them.
 
     Raises:
@@ -84,6 +87,7 @@ async def rebuild_partition(
         group=settings.kafka_group_id,
     )
     written = changelog.records(partition, positions)
+    await fence(stop)
     await _write([*written, changelog.heartbeat(partition, stop - 1)], publisher)
     return RebuiltPartition(partition, stop, records, len(positions))
 
@@ -124,6 +128,11 @@ async def _stored(
         if record.value is None:
             continue
         read = decode_position_record(record.value)
+        if read.group != settings.kafka_group_id or read.source.topic != settings.kafka_topic:
+            raise TopicError(
+                f"{settings.positions_topic} holds positions of group {read.group} and topic"
+                f" {read.source.topic}: set POSITIONS_TOPIC to another topic"
+            )
         generation = max(generation, read.generation)
         if read.type == "position" and read.symbol is not None:
             position = Position(read.book, read.symbol, read.currency)

@@ -63,7 +63,7 @@ class Supervisor:
         backoff_s = FIRST_BACKOFF_S
         while not stop.is_set():
             started_s = loop.time()
-            exit_code = await self._run_once(number)
+            exit_code = await self._run_once(number, stop)
             if exit_code in (0, EXIT_NEEDS_PERSON) or stop.is_set():
                 return
             if exit_code == EXIT_CONFIG:
@@ -77,7 +77,7 @@ class Supervisor:
             except TimeoutError:
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 
-    async def _run_once(self, number: int) -> int:
+    async def _run_once(self, number: int, stop: asyncio.Event) -> int:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(Path(__file__).with_name("consumer.py")),
@@ -89,6 +89,8 @@ class Supervisor:
             start_new_session=True,  # a Ctrl-C reaches us alone, and we pass it on
         )
         self._running[number] = process
+        if stop.is_set():  # it came while the process was being made
+            process.terminate()
         log.info("worker_started", worker=number, pid=process.pid)
         try:
             output, _ = await process.communicate()

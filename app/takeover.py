@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from app.checkpoint import PartitionEffects
 from app.config import KeyMismatch, OnGap, Settings
-from app.errors import TransportError
+from app.errors import OffsetGapError, TransportError
 from app.models import Position
 from app.ports import Publisher, RecordSource, SendState
 from app.services import TradeProcessor
 from app.starting_point import starting_point
-from app.stores.changelog import Changelog
+from app.stores.changelog import Changelog, Restored
 
 
 @dataclass(slots=True)
@@ -85,6 +85,7 @@ class Takeover:
         ):
             return kept  # nobody has written since
         restored = await self._changelog.restore(number)
+        self._check_placement(number, restored)
         first, end = (await self._source.offset_ranges([number]))[number]
         start = starting_point(
             committed=committed,
@@ -110,6 +111,16 @@ class Takeover:
         )
         partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
         return partition
+
+    def _check_placement(self, number: int, restored: Restored) -> None:
+        if self._settings.key_mismatch is KeyMismatch.ACCEPT:
+            return
+        if any(self._partition_of(key.encode()) != number for key in restored.positions):
+            raise OffsetGapError(
+                "it holds positions whose keys belong to another partition: the number of"
+                " partitions was changed, or KEY_MISMATCH was `accept`. Set a new KAFKA_TOPIC,"
+                " POSITIONS_TOPIC and KAFKA_GROUP_ID, and publish the trades anew"
+            )
 
     async def _claim(self, number: int, first: int) -> int:
         """Leave a first sign of this group, then commit where it starts.

@@ -26,8 +26,8 @@ async def run(stop: asyncio.Event) -> None:
     settings = Settings.from_env()
     reader = KafkaLogReader(settings)
     async with (
-        open_publisher(settings, connect_timeout_s=10) as publisher,
-        open_source(settings, connect_timeout_s=10) as source,
+        open_publisher(settings, stop, connect_timeout_s=10) as publisher,
+        open_source(settings, stop, connect_timeout_s=10) as source,
     ):
         consumer = TradeConsumer(
             source=source,

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -11,11 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app.config import Settings
-from app.kafka_io import connect
 from app.kafka_io.connect import until_connected
 from app.kafka_io.log_reader import KafkaLogReader
 from app.lifecycle import start_up
-from app.ports import Publisher
 
 T = TypeVar("T")
 
@@ -24,14 +21,6 @@ ConnectTimeoutOption = Annotated[
     float, typer.Option("--connect-timeout", min=0, help="Seconds to wait for a broker.")
 ]
 CONNECT_TIMEOUT_S = 30.0
-
-
-@asynccontextmanager
-async def open_publisher(connect_timeout_s: float) -> AsyncIterator[tuple[Settings, Publisher]]:
-    """Read the settings, wait for a broker, see to the topics, and give a started publisher."""
-    settings = start_up()
-    async with connect.open_publisher(settings, connect_timeout_s=connect_timeout_s) as publisher:
-        yield settings, publisher
 
 
 def ask(

@@ -13,11 +13,12 @@ from app.cli.context import (
     ConnectTimeoutOption,
     JsonOption,
     ask,
-    open_publisher,
     show,
     table,
 )
 from app.config import Settings
+from app.errors import TopicError
+from app.kafka_io.connect import open_publisher
 from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.partitioner import KeyPartitioner
@@ -98,15 +99,26 @@ def rebuild(
         )
 
     async def run(stop: asyncio.Event) -> list[RebuiltPartition]:
-        async with open_publisher(connect_timeout) as (settings, publisher):
+        settings = start_up()
+        async with open_publisher(settings, stop, connect_timeout_s=connect_timeout) as publisher:
             reader = KafkaLogReader(settings)
             committed = await committed_offsets(settings)
             # Refused while the group has members: their state would be overtaken.
             await commit_offsets(settings, committed)
             done = []
-            for number in await reader.offset_ranges(settings.kafka_topic):
-                if stop.is_set() or partition not in (None, number):
+            numbers = await reader.offset_ranges(settings.kafka_topic)
+            if partition is not None and partition not in numbers:
+                raise TopicError(f"{settings.kafka_topic} has no partition {partition}")
+            for number in numbers:
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                if partition not in (None, number):
                     continue
+
+                async def fence(next_offset: int, number: int = number) -> None:
+                    if number in committed:
+                        await commit_offsets(settings, {number: next_offset})
+
                 rebuilt = await rebuild_partition(
                     settings,
                     partition=number,
@@ -114,10 +126,9 @@ def rebuild(
                     reader=reader,
                     publisher=publisher,
                     partition_of=KeyPartitioner().partition,
+                    fence=fence,
                     force=force,
                 )
-                if number in committed:
-                    await commit_offsets(settings, {number: rebuilt.next_offset})
                 typer.echo(
                     f"partition {number}: {rebuilt.positions:,} positions"
                     f" from {rebuilt.records:,} records"

@@ -138,7 +138,7 @@ def replay(
         connection: AbstractAsyncContextManager[Publisher] = (
             nullcontext(_DryRun())
             if dry_run
-            else open_publisher(settings, connect_timeout_s=connect_timeout)
+            else open_publisher(settings, stop, connect_timeout_s=connect_timeout)
         )
         async with connection as publisher:
             with Progress("replaying") as progress:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from app.cli.context import CONNECT_TIMEOUT_S, ConnectTimeoutOption, JsonOption, table
-from app.config import HIGH_VOLUME_COUNT, data_home
+from app.config import HIGH_VOLUME_COUNT, data_home, set_for_children
 from app.consumer import main as consume_one
 from app.demo import DemoResult, run_demo
 from app.embedded.kafka import EmbeddedKafka
@@ -118,6 +118,7 @@ def up(
     was_running = kafka.status(probe=False).running
     kafka.start()
     try:
+        set_for_children("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap)
         consume(workers=workers)
     finally:
         if not was_running:

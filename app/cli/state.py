@@ -47,7 +47,10 @@ def accept(
     async def run(settings: Settings, reader: KafkaLogReader) -> list[str]:
         accepted: dict[int, int] = {}
         lines = []
-        for number, gap_found, start in await _starts(settings, reader):
+        starts = await _starts(settings, reader)
+        if partition is not None and partition not in [number for number, _, _ in starts]:
+            raise TopicError(f"{settings.kafka_topic} has no partition {partition}")
+        for number, gap_found, start in starts:
             if gap_found is not None and start is not None and partition in (None, number):
                 accepted[number] = start.offset
                 lines.append(f"partition {number} goes on at offset {start.offset}: {gap_found}")

@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
+    CorruptRecordException,
     IllegalGenerationError,
     IllegalStateError,
     KafkaError,
@@ -19,7 +20,7 @@ from aiokafka.errors import (
 )
 
 from app.config import Settings
-from app.errors import OffsetGapError, TopicError
+from app.errors import OffsetGapError, TopicError, TradeStreamError, UnreadableError
 from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import CLIENT_ERRORS, STOP_TIMEOUT_S, group_options, transport_error
 from app.kafka_io.partitioner import KeyPartitioner
@@ -31,6 +32,9 @@ COMMIT_TIMEOUT_S: Final = 10.0  # B9: commit() itself would retry without end
 REVOKE_TIMEOUT_S: Final = 20.0
 """How long a rebalance waits for the work in hand; below the rebalance timeout of the group."""
 
+_PROBE_MS: Final = 500
+# A1, A2: bytes of a batch that the client cannot take apart; again at every try.
+_UNREADABLE: Final = (UnicodeDecodeError, CorruptRecordException)
 # B1: the group has moved on. Expected, not a fault.
 _NOT_OURS: Final = (
     CommitFailedError,
@@ -178,6 +182,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             polled = done.result()
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as exc:
             return self._out_of_range(exc)
+        except _UNREADABLE as exc:
+            raise await self._unreadable(exc) from exc
         except CLIENT_ERRORS as exc:
             raise transport_error("cannot fetch", self._settings, exc) from exc
         batches = [
@@ -213,6 +219,17 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 epoch = self._assignment.epoch
                 advanced.append(RecordBatch(partition, epoch, (), (), (), {}, position))
         return advanced
+
+    async def _unreadable(self, exc: Exception) -> TradeStreamError:
+        """Find the partition that a poll failed on; the caller seeks every one of them again."""
+        for partition, offset in self._sought.items():
+            tp = TopicPartition(self._topic, partition)
+            try:
+                await self._consumer.getmany(tp, timeout_ms=_PROBE_MS)
+            except _UNREADABLE:
+                where = f"a batch at or after offset {offset} cannot be read"
+                return UnreadableError(partition, f"{where}: {type(exc).__name__}: {exc}")
+        return transport_error("cannot fetch", self._settings, exc)
 
     def _out_of_range(self, exc: KafkaError) -> list[RecordBatch]:
         named: Any = exc.args[0]

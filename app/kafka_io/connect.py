@@ -1,5 +1,6 @@
 """Waiting for a broker: one clear line, then patience with backoff, up to a bound."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -13,6 +14,7 @@ from app.errors import TransportError
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.kafka_io.topics import TopicAdmin
+from app.lifecycle import or_stopped
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -65,11 +67,12 @@ def _tell_once(timeout_s: float) -> Callable[[RetryCallState], None]:
 
 @asynccontextmanager
 async def open_publisher(
-    settings: Settings, *, connect_timeout_s: float
+    settings: Settings, stop: asyncio.Event, *, connect_timeout_s: float
 ) -> AsyncIterator[KafkaPublisher]:
     """Wait for a broker, see to the topics, and give a started publisher for the block.
 
     Raises:
+        KeyboardInterrupt: `stop` was set before a broker answered.
         TransportError: No broker answered in time, or it refused us.
         TopicError: A topic is missing and may not be created, or differs.
     """
@@ -80,7 +83,7 @@ async def open_publisher(
         await publisher.start()
         return publisher
 
-    publisher = await until_connected(connect, timeout_s=connect_timeout_s)
+    publisher = await or_stopped(until_connected(connect, timeout_s=connect_timeout_s), stop)
     try:
         yield publisher
     finally:
@@ -89,7 +92,7 @@ async def open_publisher(
 
 @asynccontextmanager
 async def open_source(
-    settings: Settings, *, connect_timeout_s: float
+    settings: Settings, stop: asyncio.Event, *, connect_timeout_s: float
 ) -> AsyncIterator[KafkaSource]:
     """Wait for a broker and give a started member of the consumer group for the block."""
 
@@ -98,7 +101,7 @@ async def open_source(
         await source.start()
         return source
 
-    source = await until_connected(connect, timeout_s=connect_timeout_s)
+    source = await or_stopped(until_connected(connect, timeout_s=connect_timeout_s), stop)
     try:
         yield source
     finally:

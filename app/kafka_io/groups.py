@@ -43,6 +43,8 @@ async def commit_offsets(settings: Settings, next_offsets: Mapping[int, int]) ->
     Raises:
         TransportError: The group has members, or no broker answered.
     """
+    if not next_offsets:
+        return
     consumer: Any = AIOKafkaConsumer(**group_options(settings))
     offsets = {TopicPartition(settings.kafka_topic, p): o for p, o in next_offsets.items()}
     try:

@@ -151,7 +151,9 @@ class KafkaPublisher:
             now = await self._attempt([records[i] for i in left])
             for index, outcome in zip(left, now, strict=True):
                 outcomes[index] = outcome
-            return any(map(_may_send_again, now))
+            # Nothing overtakes an unknown record: the caller repeats both, in order.
+            is_unknown = any(outcome.state is SendState.UNKNOWN for outcome in outcomes)
+            return not is_unknown and any(map(_may_send_again, now))
 
         retrying = AsyncRetrying(
             retry=retry_if_result(bool),
@@ -288,6 +290,9 @@ class KafkaPublisher:
         except CLIENT_ERRORS as exc:
             await _stop_within_bound(producer)
             raise await no_broker(self._settings, exc) from exc
+        except asyncio.CancelledError:
+            await _stop_within_bound(producer)
+            raise
         self._producer, self._is_dead = producer, False
 
 
@@ -305,6 +310,12 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
+async def _cut_off(producer: Any) -> None:
+    if producer._sender is not None:  # noqa: SLF001 - stop() offers no way without a flush
+        await producer._sender.close()  # noqa: SLF001
+    await producer.client.close()
+
+
 async def _stop_within_bound(producer: Any) -> None:
     """Stop a client that may hang for ever when brokers are gone (A5, B11)."""
     stopping = asyncio.ensure_future(producer.stop())
@@ -313,5 +324,7 @@ async def _stop_within_bound(producer: Any) -> None:
         stopping.cancel()
         log.warning("producer_stop_timed_out", timeout_s=STOP_TIMEOUT_S)
     await asyncio.wait([stopping], timeout=1)
+    if not done:  # its flush was cut off: without this the sender goes on, and writes later
+        await asyncio.wait([asyncio.ensure_future(_cut_off(producer))], timeout=1)
     if stopping.done() and not stopping.cancelled() and stopping.exception():
         log.warning("producer_stop_failed", error=repr(stopping.exception()))

@@ -70,7 +70,13 @@ class Changelog:
 
     async def end_offset(self, partition: int) -> int:
         """Give the offset after the last record of a partition."""
-        return (await self._reader.offset_ranges(self._topic))[partition][1]
+        return (await self._range(partition))[1]
+
+    async def _range(self, partition: int) -> tuple[int, int]:
+        ranges = await self._reader.offset_ranges(self._topic)
+        if partition not in ranges:
+            raise TopicError(f"{self._topic} has no partition {partition}: the topics must agree")
+        return ranges[partition]
 
     async def restore(self, partition: int) -> Restored:
         """Read the state of a partition, up to the end as it is now.
@@ -79,7 +85,7 @@ class Changelog:
             TopicError: The records are another group's, or of another source topic, or unreadable.
             TransportError: A broker is away.
         """
-        start, end = (await self._reader.offset_ranges(self._topic))[partition]
+        start, end = await self._range(partition)
         restored = Restored(next_offset=end)
         async for record in self._reader.read(self._topic, partition, start, end):
             self._fold(restored, record, partition)
