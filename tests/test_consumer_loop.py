@@ -6,10 +6,11 @@ import json
 import pytest
 
 from app.errors import TopicError
-from app.memory_io import Fault, nth
+from app.memory_io import Fault, MemoryLogReader, MemoryPublisher, nth, partition_for
 from app.models import Fate
 from app.ports import OutgoingRecord
 from app.position_codec import encode_heartbeat
+from app.rebuild import rebuild_partition
 from tests.memory_world import (
     DEAD_LETTERS,
     GROUP,
@@ -479,6 +480,7 @@ async def test_an_outage_while_a_foreign_write_is_judged_is_waited_out() -> None
     assert body_of(world.broker.records(POSITIONS, 0)[-1])["trade_count"] == 2
 
 
+@virtual_time
 async def test_a_newer_state_of_a_late_owner_is_taken_over() -> None:
     """Where somebody has applied more of the source than we have, the partition is restored."""
     world = World()
@@ -498,3 +500,43 @@ async def test_a_newer_state_of_a_late_owner_is_taken_over() -> None:
     await worker.finish()
     assert world.newest_positions()[HERE]["trade_count"] == 3
     assert world.newest_positions()[OTHER]["trade_count"] == 1
+
+
+@virtual_time
+async def test_positions_of_keys_that_moved_stop_their_partition() -> None:
+    """After a raised partition count a key would start a second position: a person decides."""
+    world = World()
+    put(world, trade(HERE))
+    await world.consume()
+    record = world.broker.records(POSITIONS, 0)[-1]
+    moved = json.dumps(body_of(record) | {"symbol": THERE}).encode()
+    world.broker.append(POSITIONS, moved, key=THERE.encode(), partition=0)
+    stats = await world.consume()
+    assert stats.stopped.keys() == {0}
+    assert "number of partitions was changed" in stats.stopped[0]
+
+
+@virtual_time
+async def test_rebuild_leaves_positions_of_another_group_alone() -> None:
+    """Without its own POSITIONS_TOPIC a group cannot overwrite what another one owns."""
+    world = World()
+    put(world, trade(HERE))
+    await world.consume()
+    before = world.broker.records(POSITIONS)
+    fenced: list[int] = []
+
+    async def fence(next_offset: int) -> None:
+        fenced.append(next_offset)
+
+    with pytest.raises(TopicError, match="set POSITIONS_TOPIC"):
+        await rebuild_partition(
+            world.settings.model_copy(update={"kafka_group_id": "stranger"}),
+            partition=0,
+            committed=None,
+            reader=MemoryLogReader(world.broker),
+            publisher=MemoryPublisher(world.broker),
+            partition_of=partition_for,
+            fence=fence,
+        )
+    assert world.broker.records(POSITIONS) == before
+    assert fenced == []
