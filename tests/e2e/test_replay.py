@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import ROOT, World
-from tests.replay.helpers import BROKEN_CSV, BROKEN_JSON
+from tests.replay.fakes import BROKEN_CSV, BROKEN_JSON
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -18,7 +18,7 @@ from app.lifecycle import run_command
 from app.models import TradeEvent
 from app.ports import SendOutcome
 from app.replay.summary import FileCounts, ReplaySummary
-from tests.replay.helpers import OK, UNKNOWN, FakePublisher, trade, write_jsonl
+from tests.replay.fakes import OK, UNKNOWN, FakePublisher, trade, write_jsonl
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from app.errors import ConfigError
 from app.replay import FieldMapping, RowMapper
 from app.replay.files import RowFile
 from app.replay.rows import Row
-from tests.replay.helpers import map_row, reason_of, trade
+from tests.replay.fakes import map_row, reason_of, trade
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from app.replay.mapping import FIELDS
 from app.replay.run import CHUNK_ROWS, CHUNKS_IN_FLIGHT
 from app.timestamps import format_timestamp, parse_timestamp
 from app.validation import check_event
-from tests.replay.helpers import (
+from tests.replay.fakes import (
     BEGIN_NS,
     BROKEN_CSV,
     BROKEN_JSON,
