@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from app.consumer import main as consume_one
 from app.demo import DemoResult, run_demo
 from app.embedded.kafka import EmbeddedKafka
 from app.lifecycle import EXIT_FAILED, EXIT_NEEDS_PERSON, run_with_stop, start_up
+from app.position_codec import PositionRecord
 from app.supervisor import Supervisor
 
 _SHOWN_POSITIONS = 8
@@ -50,9 +52,11 @@ def _show(result: DemoResult) -> None:
     console.print()
     largest = sorted(result.positions, key=lambda p: -p.trade_count)[:_SHOWN_POSITIONS]
     if largest:
-        names = ("book", "symbol", "quantity", "average_price", "realized_pnl", "unrealized_pnl")
-        console.print(f"The {len(largest)} most traded of {len(result.positions):,} positions")
-        console.print(table([{name: getattr(p, name)[:24] for name in names} for p in largest]))
+        console.print(
+            f"The {len(largest)} most traded of {len(result.positions):,} positions"
+            " (shown to the cent, half-even)"
+        )
+        console.print(table([_in_cents(position) for position in largest]))
         console.print()
     latency = values["latency_ms"]
     rows = [
@@ -61,7 +65,7 @@ def _show(result: DemoResult) -> None:
         ("dead-lettered", f"{values['dead_lettered']:,}", ""),
         *((f"  {reason}", f"{count:,}", "") for reason, count in values["reasons"].items()),
         ("lag", f"{values['lag']:,}", ""),
-        ("latency", f"p50 {latency['p50']} ms", f"p99 {latency['p99']} ms, publish to committed"),
+        ("latency, publish to commit", f"p50 {latency['p50']} ms", f"p99 {latency['p99']} ms"),
         ("total PnL", values["total_pnl"], f"over {values['positions']:,} positions"),
     ]
     for name, value, note in rows:
@@ -76,6 +80,16 @@ def _show(result: DemoResult) -> None:
             f"It adds up: {values['produced']:,} produced = {values['consumed']:,} booked"
             f" + {values['dead_lettered']:,} dead-lettered."
         )
+
+
+def _in_cents(position: PositionRecord) -> dict[str, str | None]:
+    amounts = ("average_price", "realized_pnl", "unrealized_pnl")
+    return {
+        "book": position.book,
+        "symbol": position.symbol,
+        "quantity": position.quantity,
+        **{name: f"{Decimal(getattr(position, name)):,.2f}" for name in amounts},
+    }
 
 
 def consume(

@@ -314,3 +314,25 @@ def test_config_show_names_every_setting_and_hides_secrets(world: World) -> None
     assert by_name["KAFKA_TOPIC"]["value"] == world.events
     assert by_name["KAFKA_TOPIC"]["source"] == "environment"
     assert secret not in json.dumps(rows)
+
+
+def test_example_with_an_embedded_consumer_runs(world: World) -> None:
+    """The example program consumes what is there and shows the largest positions."""
+    world.create_topics()
+    world.publish(good(70))
+    example = world.start("examples/own_consumer.py")
+    output, errors = example.communicate(timeout=60)
+    assert example.returncode == 0, errors[-2000:]
+    assert "70 booked" in output
+    assert "S0" in output
+
+
+def test_stop_while_waiting_for_a_broker_ends_at_once() -> None:
+    """SIGTERM before anything is connected needs no grace time; exit code 130."""
+    world = World("127.0.0.1:1")
+    started = world.start("app/consumer.py", "--connect-timeout", "60")
+    assert started.stderr is not None
+    assert "waiting_for_broker" in started.stderr.readline()
+    started.send_signal(signal.SIGTERM)
+    started.communicate(timeout=10)
+    assert started.returncode == 130
