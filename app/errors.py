@@ -9,7 +9,7 @@
     ├── TopicError               a topic is missing or not as delivery needs it: a person decides
     ├── OffsetGapError           records this group never saw are gone: a person decides
     ├── UnreadableError          a batch of one partition cannot be read: stop that one, alarm
-    ├── OwnershipError           another owner writes this group's state: give the partition up
+    ├── OwnershipError           another owner wrote newer state: restore the partition again
     ├── ReplayFileError          a file cannot be used: name it, and replay the next one
     └── EmbeddedBrokerError      the broker that we start ourselves cannot start or stop
 

@@ -60,6 +60,19 @@ class RecordBatch:
     headers: Mapping[int, Headers]
     next_offset: int
 
+    @classmethod
+    def of(cls, partition: int, epoch: int, records: Sequence[Record]) -> "RecordBatch":
+        """Make a batch of records that were read one after the other, at least one."""
+        return cls(
+            partition,
+            epoch,
+            records,
+            [record.value for record in records],
+            [record.offset for record in records],
+            {index: record.headers for index, record in enumerate(records) if record.headers},
+            records[-1].offset + 1,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:

@@ -72,7 +72,7 @@ async def rebuild_partition(
     )
     records = 0
     async for chunk in _chunks(reader, settings.kafka_topic, partition, first, stop):
-        processor.process_batch(_batch(partition, chunk))
+        processor.process_batch(RecordBatch.of(partition, 0, chunk))
         records += len(chunk)
     old, generation = await _stored(settings, partition, reader)
     positions = {
@@ -103,18 +103,6 @@ async def _chunks(
             chunk = []
     if chunk:
         yield chunk
-
-
-def _batch(partition: int, records: list[Record]) -> RecordBatch:
-    return RecordBatch(
-        partition,
-        0,
-        records,
-        [record.value for record in records],
-        [record.offset for record in records],
-        {i: record.headers for i, record in enumerate(records) if record.headers},
-        records[-1].offset + 1,
-    )
 
 
 async def _stored(

@@ -194,17 +194,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return batches or await self._advanced()
 
     def _batch(self, partition: int, records: Sequence[Record]) -> RecordBatch:
-        next_offset = records[-1].offset + 1
-        self._sought[partition] = next_offset
-        return RecordBatch(
-            partition,
-            self._assignment.epoch,
-            records,
-            [record.value for record in records],
-            [record.offset for record in records],
-            {index: record.headers for index, record in enumerate(records) if record.headers},
-            next_offset,
-        )
+        batch = RecordBatch.of(partition, self._assignment.epoch, records)
+        self._sought[partition] = batch.next_offset
+        return batch
 
     async def _advanced(self) -> list[RecordBatch]:
         """Give empty batches where the position passed control records or aborted ones."""
