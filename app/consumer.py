@@ -32,7 +32,6 @@ from app.kafka_io.log_reader import KafkaLogReader
 from app.lifecycle import EXIT_NEEDS_PERSON, run_program, run_with_stop, start_up
 from app.models import Fate
 from app.ports import (
-    LogReader,
     OutgoingRecord,
     Publisher,
     RecordBatch,
@@ -62,7 +61,7 @@ class TradeConsumer:
     Args:
         source: The group member, started.
         publisher: Where dead letters, re-keyed trades and positions go, started.
-        reader: Reads the positions topic at a restore.
+        changelog: Where positions are restored from, and written to.
         partition_of: Partition that a record key belongs to.
         settings: Intervals, bounds and policies.
         now_ns: Wall clock, UTC nanoseconds; for stamps and latency only.
@@ -74,7 +73,7 @@ class TradeConsumer:
         *,
         source: RecordSource,
         publisher: Publisher,
-        reader: LogReader,
+        changelog: Changelog,
         partition_of: Callable[[bytes], int],
         settings: Settings,
         now_ns: Callable[[], int] = time.time_ns,
@@ -86,16 +85,11 @@ class TradeConsumer:
         self._settings = settings
         self._now_ns = now_ns
         self._monotonic = monotonic
-        self._changelog = Changelog(
-            reader=reader,
-            topic=settings.positions_topic,
-            source_topic=settings.kafka_topic,
-            group=settings.kafka_group_id,
-        )
+        self._changelog = changelog
         self._takeover = Takeover(
             source=source,
             publisher=publisher,
-            changelog=self._changelog,
+            changelog=changelog,
             partition_of=partition_of,
             settings=settings,
             monotonic=monotonic,
@@ -513,7 +507,7 @@ async def consume(
         consumer = TradeConsumer(
             source=source,
             publisher=publisher,
-            reader=KafkaLogReader(settings),
+            changelog=Changelog.of(KafkaLogReader(settings), settings),
             partition_of=source.partition_of,
             settings=settings,
         )

@@ -80,12 +80,7 @@ async def rebuild_partition(
     }
     for key in old.keys() - positions.keys():  # kept as zero: a deleted key would forget its offset
         positions[key] = old[key]
-    changelog = Changelog(
-        reader=reader,
-        topic=settings.positions_topic,
-        source_topic=settings.kafka_topic,
-        group=settings.kafka_group_id,
-    )
+    changelog = Changelog.of(reader, settings)
     written = changelog.records(partition, positions)
     await fence(stop)
     await _write([*written, changelog.heartbeat(partition, stop - 1)], publisher)

@@ -18,6 +18,7 @@ from app.consumer import TradeConsumer
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.lifecycle import run_with_stop
+from app.stores.changelog import Changelog
 from app.views import PositionsView
 
 
@@ -32,7 +33,7 @@ async def run(stop: asyncio.Event) -> None:
         consumer = TradeConsumer(
             source=source,
             publisher=publisher,
-            reader=reader,
+            changelog=Changelog.of(reader, settings),
             partition_of=source.partition_of,
             settings=settings,
         )

@@ -118,7 +118,7 @@ class World:
         consumer = TradeConsumer(
             source=source,
             publisher=publisher,
-            reader=reader,
+            changelog=Changelog.of(reader, self.settings),
             partition_of=source.partition_of,
             settings=self.settings,
             now_ns=lambda: NOW_MS * 1_000_000,
@@ -144,12 +144,7 @@ class World:
 
     def changelog(self) -> Changelog:
         """Give the group's changelog, to restore from."""
-        return Changelog(
-            reader=MemoryLogReader(self.broker),
-            topic=POSITIONS,
-            source_topic=TRADES,
-            group=self.settings.kafka_group_id,
-        )
+        return Changelog.of(MemoryLogReader(self.broker), self.settings)
 
     def newest_positions(self) -> dict[str, dict[str, Any]]:
         """Give, of each key, the record that covers most of the source: read as plain JSON."""

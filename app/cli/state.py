@@ -65,12 +65,7 @@ async def _starts(
     settings: Settings, reader: KafkaLogReader
 ) -> list[tuple[int, str | None, StartingPoint | None]]:
     """Judge every partition as a consumer would: its gap, and where it would go on all the same."""
-    changelog = Changelog(
-        reader=reader,
-        topic=settings.positions_topic,
-        source_topic=settings.kafka_topic,
-        group=settings.kafka_group_id,
-    )
+    changelog = Changelog.of(reader, settings)
     committed = await committed_offsets(settings)
     found: list[tuple[int, str | None, StartingPoint | None]] = []
     for number, (first, end) in (await reader.offset_ranges(settings.kafka_topic)).items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from app.config import Settings
 from app.errors import DecodeError, OwnershipError, TopicError
 from app.models import Position
 from app.ports import LogReader, OutgoingRecord, Record, SendOutcome, SendState
@@ -67,6 +68,16 @@ class Changelog:
         self._topic = topic
         self._source_topic = source_topic
         self._group = group
+
+    @classmethod
+    def of(cls, reader: LogReader, settings: Settings) -> "Changelog":
+        """Make the changelog of the group and the topics that the settings name."""
+        return cls(
+            reader=reader,
+            topic=settings.positions_topic,
+            source_topic=settings.kafka_topic,
+            group=settings.kafka_group_id,
+        )
 
     async def end_offset(self, partition: int) -> int:
         """Give the offset after the last record of a partition."""
