@@ -1,22 +1,24 @@
-"""A checkpoint: the effects of what was processed, acknowledged before their offsets are committed.
+"""Effects of what was processed: acknowledged first, committed after.
 
-Order within one: dead letters and re-keyed trades are acknowledged first, then positions, then the
-next offsets are committed by name. A crash anywhere before the commit makes the records come again,
-and what is applied already is recognised by its offset. Positions come after dead letters because
-some refusals follow from a position: once a later state is stored, they could not be judged again.
+Order: dead letters and re-keyed trades are acknowledged, then positions, then the next offsets are
+committed by name. A crash anywhere before the commit makes the records come again, and what is
+applied already is recognised by its offset. Positions come after dead letters because some refusals
+follow from a position: once a later state is stored, they could not be judged again.
 """
 
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import structlog
 
 from app.errors import OwnershipError, TransportError
 from app.models import Fate, Position
+from app.pnl import Holding
 from app.ports import OutgoingRecord, Publisher, RecordSource, SendOutcome, SendState
 from app.stores.changelog import Changelog
 
@@ -25,6 +27,7 @@ log = structlog.get_logger(__name__)
 _FIRST_BACKOFF_S: Final = 0.1
 _LONGEST_BACKOFF_S: Final = 5.0
 _COMMIT_ATTEMPTS: Final = 3
+_RECORDS_AT_ONCE: Final = 250
 
 
 @dataclass(slots=True)
@@ -34,7 +37,8 @@ class PartitionEffects:
     Attributes:
         next_offset: Where the group goes on once all of this is acknowledged.
         sends: Dead letters and re-keyed trades, in the order of their records.
-        positions: Positions that changed, by key.
+        touched: Holdings that have changed, by key; they go on changing.
+        positions: Positions to write, by key.
         heartbeat: Record that shows an idle owner, if one is due.
         changelog_offset: Offset that our next write of a position should get.
         fates: Fates that the records get with this checkpoint.
@@ -44,6 +48,7 @@ class PartitionEffects:
 
     next_offset: int
     sends: list[OutgoingRecord] = field(default_factory=list)
+    touched: dict[str, Holding] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)
     heartbeat: OutgoingRecord | None = None
     changelog_offset: int = 0
@@ -51,64 +56,69 @@ class PartitionEffects:
     reasons: Counter[str] = field(default_factory=Counter)
     published_at: list[str] = field(default_factory=list)
 
-    def absorb_counts(self, earlier: "PartitionEffects") -> None:
-        """Take over the counts of effects that are acknowledged and not known to be committed."""
-        self.fates.update(earlier.fates)
-        self.reasons.update(earlier.reasons)
-        self.published_at[:0] = earlier.published_at
+    def freeze(self, next_offset: int) -> None:
+        """Settle what is to be written: the state of every touched holding as it is now."""
+        self.next_offset = next_offset
+        self.positions |= {key: holding.position() for key, holding in self.touched.items()}
+        self.touched = {}
+
+    def absorb(self, other: "PartitionEffects") -> None:
+        """Take over what of acknowledged effects still waits for its commit."""
+        self.next_offset = max(self.next_offset, other.next_offset)
+        self.fates.update(other.fates)
+        self.reasons.update(other.reasons)
 
 
 @dataclass(slots=True)
-class CheckpointResult:
-    """What became of a checkpoint.
+class FlushResult:
+    """What became of the effects that were sent.
 
     Attributes:
-        is_committed: False when the partitions were no longer ours; nothing is lost by it.
+        acked_ns: Wall clock when the last of them was acknowledged, in UTC nanoseconds.
         changelog_offsets: Offset expected of the next position write, by partition.
         stale_keys: Keys to be written again, by partition.
         refused: Partitions with an effect that the broker will never take, and why.
         lost: Partitions where another owner has written newer state: to be restored again.
     """
 
-    is_committed: bool = False
+    acked_ns: int = 0
     changelog_offsets: dict[int, int] = field(default_factory=dict)
     stale_keys: dict[int, set[str]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
 
 
-async def run_checkpoint(
+async def flush(
     effects: Mapping[int, PartitionEffects],
     *,
-    source: RecordSource,
     publisher: Publisher,
     changelog: Changelog,
     positions: Mapping[int, Mapping[str, Position]],
-) -> CheckpointResult:
-    """Publish the effects, await every one of them, then commit.
+    now_ns: Callable[[], int],
+) -> FlushResult:
+    """Publish the effects and await every one of them.
 
     Args:
-        effects: By partition.
-        source: Member of the group that commits.
+        effects: By partition, frozen.
         publisher: Sends dead letters, re-keyed trades and positions.
         changelog: Builds position records and judges foreign ones.
         positions: All positions held, by partition, to compare foreign writes with.
+        now_ns: Wall clock.
 
     Delivery:
         While a broker is away this waits, for as long as it lasts; nothing is given up. A send with
         an unknown outcome is repeated: every effect is recognised by its origin or offset.
 
     Cancellation:
-        Nothing is committed; what was sent is recognised when the records come again.
+        What was sent is recognised when the records come again.
     """
-    result = CheckpointResult()
+    result = FlushResult()
     sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
     await _publish_all(sends, publisher, result)
-    written = {
-        partition: _position_records(changelog, partition, effect)
-        for partition, effect in effects.items()
-        if partition not in result.refused
-    }
+    written = {}
+    for partition, effect in effects.items():
+        if partition not in result.refused:
+            written[partition] = await _position_records(changelog, partition, effect)
     for partition, acks in (await _publish_all(written, publisher, result)).items():
         try:
             expected, stale = await _judged(
@@ -124,12 +134,7 @@ async def run_checkpoint(
         result.changelog_offsets[partition] = expected
         if stale:
             result.stale_keys[partition] = stale
-    next_offsets = {
-        partition: effect.next_offset
-        for partition, effect in effects.items()
-        if partition not in result.refused and partition not in result.lost
-    }
-    result.is_committed = await _commit(source, next_offsets)
+    result.acked_ns = now_ns()
     return result
 
 
@@ -150,15 +155,19 @@ async def _judged(
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
 
 
-def _position_records(
+async def _position_records(
     changelog: Changelog, partition: int, effect: PartitionEffects
 ) -> list[OutgoingRecord]:
-    records = changelog.records(partition, effect.positions)
+    records: list[OutgoingRecord] = []
+    positions = iter(effect.positions.values())
+    while some := list(islice(positions, _RECORDS_AT_ONCE)):
+        records += changelog.records(partition, some)
+        await asyncio.sleep(0)  # a restored partition may write all of its positions
     return records if effect.heartbeat is None else [*records, effect.heartbeat]
 
 
 async def _publish_all(
-    records: Mapping[int, list[OutgoingRecord]], publisher: Publisher, result: CheckpointResult
+    records: Mapping[int, list[OutgoingRecord]], publisher: Publisher, result: FlushResult
 ) -> dict[int, list[SendOutcome]]:
     """Publish until everything is acknowledged or refused; give the acks in log order.
 
@@ -192,9 +201,8 @@ async def _publish_all(
     return acks
 
 
-async def _commit(source: RecordSource, next_offsets: Mapping[int, int]) -> bool:
-    if not next_offsets:
-        return True
+async def commit(source: RecordSource, next_offsets: Mapping[int, int]) -> bool:
+    """Commit by name; False when the partitions are not ours any more, or it is not known."""
     for attempt in range(1, _COMMIT_ATTEMPTS + 1):
         try:
             return await source.commit(next_offsets)

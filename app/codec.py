@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from app.errors import DecodeError
-from app.models import Amount, TradeEvent
+from app.models import MAX_ID_LENGTH, Amount, TradeEvent
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_DEPTH: Final = 8
@@ -18,6 +19,34 @@ _decode_event = msgspec.json.Decoder(TradeEvent).decode
 _encode = msgspec.json.Encoder().encode
 _FIELDS: Final = frozenset(TradeEvent.__struct_fields__)
 _NAMED_FIELD = re.compile(r"\$\.([a-z_]+)(?:\[\.*\d*\]\.([a-z_]+))?", re.ASCII)
+
+
+class PlainEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """An event of the common fields alone, each in its common form: what most events are.
+
+    It has the meaning of the `TradeEvent` of the same body, which the two readers must agree on.
+    """
+
+    trade_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+    symbol: str
+    side: str
+    price: str | int
+    quantity: str | int
+    timestamp: str
+    book: str | None = None
+    published_at: str | None = None
+
+
+class _FullEvent(PlainEvent, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A plain event that has every one of its fields."""
+
+    book: str
+    published_at: str
+
+
+_decode_plain = msgspec.json.Decoder(PlainEvent).decode
+_decode_full = msgspec.json.Decoder(_FullEvent).decode
+_FULL_COMMAS: Final = len(_FullEvent.__struct_fields__) - 1
 
 
 class _ExactFee(msgspec.Struct):
@@ -46,6 +75,42 @@ def reason_name(field: str) -> str:
 def encode_event(event: TradeEvent) -> bytes:
     """Write an event as compact JSON; fields that are not set are left out."""
     return _encode(event)
+
+
+def decode_plain(values: Sequence[bytes | None]) -> list[PlainEvent | None]:
+    """Read the values of a batch whose events are plain; `None` where a closer look is needed.
+
+    A body of k fields has k - 1 commas at the least, so one with exactly as many has no key twice;
+    and a batch with as few as its full events need has no such body. Text without an escape, of
+    ASCII and without DEL is printable. So a batch like most is judged as one piece.
+    """
+    try:
+        events: list[PlainEvent | None] = list(map(_decode_full, values))  # type: ignore[arg-type]
+        body = b"".join(values)  # type: ignore[arg-type]  # a tombstone is no bytes: TypeError
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
+        return [_decode_alone(value) for value in values]
+    if (
+        body.count(b",") == _FULL_COMMAS * len(values)
+        and body.isascii()
+        and b"\\" not in body
+        and b"\x7f" not in body
+        and (len(body) <= MAX_VALUE_BYTES or max(map(len, values)) <= MAX_VALUE_BYTES)  # type: ignore[arg-type]
+    ):
+        return events
+    return [_decode_alone(value) for value in values]
+
+
+def _decode_alone(value: bytes | None) -> PlainEvent | None:
+    if not value or len(value) > MAX_VALUE_BYTES:
+        return None
+    try:
+        event = _decode_plain(value)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    commas = 5 + (event.book is not None) + (event.published_at is not None)
+    if value.count(b",") != commas or not event.trade_id.isprintable():
+        return None
+    return event
 
 
 def decode_event(value: bytes | None) -> tuple[TradeEvent, bool, int]:

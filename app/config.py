@@ -105,6 +105,10 @@ class Settings(BaseModel):
     )
     kafka_ssl_certfile: Path | None = Field(default=None, description="PEM client certificate.")
     kafka_ssl_keyfile: Path | None = Field(default=None, description="PEM key of it.")
+    kafka_raw_batches: bool = Field(
+        default=True,
+        description="Read whole record batches; false uses the client's public calls, slower.",
+    )
     high_volume: bool = Field(
         default=False, description=f"Publish {HIGH_VOLUME_COUNT:,} trades as fast as possible."
     )
@@ -129,10 +133,11 @@ class Settings(BaseModel):
         default=5, description="Attempts for a record that surely was not sent."
     )
     commit_interval_ms: Annotated[int, Field(ge=10, le=10_000)] = Field(
-        default=100, description="Longest time between checkpoints while trades arrive."
+        default=100,
+        description="Longest time between commits, and between flushes, while trades arrive.",
     )
     commit_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=20_000, description="Most records in flight before the partitions are paused."
+        default=50_000, description="Most records in flight before the partitions are paused."
     )
     consumer_chunk_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=500, description="Records processed before the event loop gets a turn."

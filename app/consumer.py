@@ -1,8 +1,9 @@
 """TradeConsumer: batches in, positions and dead letters out, offsets committed after their effects.
 
 The loop owns every side effect. Per turn: settle the group's affairs, poll, process in chunks, and
-start a checkpoint when the last one is done. A partition is open from the moment its state is
-restored and its offset sought until it is revoked or something about it needs a person.
+flush the effects when the last flush is done. Commits follow at a slower pace of their own. A
+partition is open from the moment its state is restored and its offset sought until it is revoked or
+something about it needs a person.
 """
 
 import os.path
@@ -17,12 +18,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import structlog
 import typer
 
-from app.checkpoint import CheckpointResult, PartitionEffects, run_checkpoint
+from app.checkpoint import FlushResult, PartitionEffects, commit, flush
 from app.config import OnGap, Settings
 from app.dead_letters import dead_letter
 from app.errors import OffsetGapError, TransportError, UnreadableError
@@ -52,7 +53,7 @@ PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
 FINISH_TIMEOUT_S: Final = 12.0
-"""Longest wait for the last checkpoint before partitions are given up."""
+"""Longest wait for the last flush and commit before partitions are given up."""
 
 
 class TradeConsumer:
@@ -99,9 +100,12 @@ class TradeConsumer:
         self._open: dict[int, OpenPartition] = {}
         self._left: dict[int, OpenPartition] = {}
         self._restoring: dict[int, asyncio.Task[OpenPartition | None]] = {}
-        self._checkpoint: asyncio.Task[CheckpointResult] | None = None
-        self._in_checkpoint: dict[int, PartitionEffects] = {}
-        self._checkpoint_started_s = 0.0
+        self._flush: asyncio.Task[FlushResult] | None = None
+        self._in_flush: dict[int, PartitionEffects] = {}
+        self._flush_started_s = 0.0
+        self._commit: asyncio.Task[bool] | None = None
+        self._in_commit: dict[int, PartitionEffects] = {}
+        self._commit_started_s = 0.0
         self._is_paused = False
         self._progress_s = monotonic()
 
@@ -111,7 +115,7 @@ class TradeConsumer:
         """Consume until told to stop, then finish what is in hand.
 
         Args:
-            stop: Set it to stop after the chunk in hand; a last checkpoint follows.
+            stop: Set it to stop after the chunk in hand; a last flush and commit follow.
             until_caught_up: Stop as well when every partition of ours has been read to its end.
 
         Returns:
@@ -136,14 +140,16 @@ class TradeConsumer:
             await self._finish()
             await self._close_all()
             self._source.confirm_revocation()
-        self._settle_checkpoint()
+        self._settle()
         if self._source.assignment.epoch != self._epoch:
             await self._adopt()
         self._open_restored()
         await self._bound_work_in_flight()
-        is_waiting = self._is_paused and self._checkpoint is not None
         try:
-            batches = await self._source.poll(timeout_s=0 if is_waiting else POLL_TIMEOUT_S)
+            batches = await self._source.poll(timeout_s=0)
+            if not batches:
+                self._start_flush()  # nothing is at hand: what is processed need not wait for more
+                batches = await self._source.poll(timeout_s=POLL_TIMEOUT_S)
         except TransportError as exc:
             log.warning("poll_failed", error=str(exc))
             self._seek_all()
@@ -160,7 +166,7 @@ class TradeConsumer:
             return False
         for batch in batches:
             await self._process(batch)
-        self._maybe_checkpoint(is_idle=not batches)
+        self._keep_pace()
         self._report_progress()
         return not batches
 
@@ -204,7 +210,7 @@ class TradeConsumer:
             for index, key in result.misplaced
         ]
         effects.sends += [record for _, record in sorted(sends, key=lambda send: send[0])]
-        effects.positions.update(result.changed)
+        effects.touched.update({holding.key: holding for holding in result.touched})
         effects.fates.update(result.fates)
         effects.fates[Fate.DEAD_LETTERED] += len(result.refusals)
         effects.fates[Fate.REKEYED] += len(result.misplaced)
@@ -233,10 +239,11 @@ class TradeConsumer:
     async def _bound_work_in_flight(self) -> None:
         """Hold the partitions while too much waits for acknowledgement: no unbounded growth."""
         if self._is_full:
-            self._start_checkpoint()
-            if self._checkpoint is not None:
-                await asyncio.wait([self._checkpoint], timeout=POLL_TIMEOUT_S)
-            self._settle_checkpoint()
+            self._start_flush()
+            self._start_commit()
+            working = [task for task in (self._flush, self._commit) if task is not None]
+            await asyncio.wait(working, timeout=POLL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            self._settle()
         if self._is_full != self._is_paused:
             self._is_paused = self._is_full  # polling goes on, so that the group sees us alive
             change = self._source.pause if self._is_paused else self._source.resume
@@ -247,16 +254,19 @@ class TradeConsumer:
         in_flight = sum(p.next_offset - p.committed for p in self._open.values())
         return in_flight >= self._settings.commit_every
 
-    # -- checkpoints
+    # -- effects and commits
 
-    def _maybe_checkpoint(self, *, is_idle: bool) -> None:
-        waited_s = self._monotonic() - self._checkpoint_started_s
-        if is_idle or waited_s * 1000 >= self._settings.commit_interval_ms:
-            self._add_heartbeats()
-            self._start_checkpoint()
-
-    def _add_heartbeats(self) -> None:
+    def _keep_pace(self) -> None:
+        """Flush and commit what has waited for its interval."""
+        interval_s = self._settings.commit_interval_ms / 1000
         now_s = self._monotonic()
+        if now_s - self._flush_started_s >= interval_s:
+            self._add_heartbeats(now_s)
+            self._start_flush()
+        if now_s - self._commit_started_s >= interval_s:
+            self._start_commit()
+
+    def _add_heartbeats(self, now_s: float) -> None:
         for partition in self._open.values():
             if now_s - partition.last_write_s >= self._settings.positions_heartbeat_s:
                 partition.last_write_s = now_s
@@ -264,45 +274,63 @@ class TradeConsumer:
                     partition.number, partition.next_offset - 1
                 )
 
-    def _start_checkpoint(self) -> None:
-        if self._checkpoint is not None:
+    def _start_flush(self) -> None:
+        if self._flush is not None:
             return
         for partition in self._open.values():
-            if partition.has_work or partition.effects.heartbeat is not None:
+            if partition.has_effects:
                 effects, partition.effects = partition.effects, PartitionEffects(0)
                 # Never backwards: a margin is read again below what is committed.
-                effects.next_offset = max(partition.next_offset, partition.committed)
+                effects.freeze(max(partition.next_offset, partition.committed))
                 effects.changelog_offset = partition.changelog_offset
-                self._in_checkpoint[partition.number] = effects
-        if not self._in_checkpoint:
+                self._in_flush[partition.number] = effects
+        if not self._in_flush:
             return
-        self._checkpoint_started_s = self._monotonic()
-        self._checkpoint = asyncio.ensure_future(
-            run_checkpoint(
-                self._in_checkpoint,
-                source=self._source,
+        self._flush_started_s = self._monotonic()
+        self._flush = asyncio.ensure_future(
+            flush(
+                self._in_flush,
                 publisher=self._publisher,
                 changelog=self._changelog,
                 positions={p.number: p.processor.positions for p in self._open.values()},
+                now_ns=self._now_ns,
             )
         )
+        self._flush.add_done_callback(lambda _: self._source.wake())
 
-    def _settle_checkpoint(self) -> None:
-        """Take the result of a checkpoint that has ended; raises what it raised."""
-        if self._checkpoint is None or not self._checkpoint.done():
+    def _start_commit(self) -> None:
+        if self._commit is not None:
             return
-        done, self._checkpoint = self._checkpoint, None
-        settled, self._in_checkpoint = self._in_checkpoint, {}
-        result = done.result()
+        for partition in self._open.values():
+            if partition.acked.next_offset > partition.committed:
+                self._in_commit[partition.number] = partition.acked
+                partition.acked = PartitionEffects(partition.acked.next_offset)
+        if not self._in_commit:
+            return
+        self._commit_started_s = self._monotonic()
+        next_offsets = {number: acked.next_offset for number, acked in self._in_commit.items()}
+        self._commit = asyncio.ensure_future(commit(self._source, next_offsets))
+
+    def _settle(self) -> None:
+        """Take the results of a flush and a commit that have ended; raises what they raised."""
+        if self._flush is not None and self._flush.done():
+            done, self._flush = self._flush, None
+            flushed, self._in_flush = self._in_flush, {}
+            self._settle_flush(flushed, done.result())
+        if self._commit is not None and self._commit.done():
+            ended, self._commit = self._commit, None
+            acked, self._in_commit = self._in_commit, {}
+            self._settle_commit(acked, is_committed=ended.result())
+
+    def _settle_flush(self, flushed: dict[int, PartitionEffects], result: FlushResult) -> None:
         for number, why in result.refused.items():
             self._stop_partition(number, why)
         for number, why in result.lost.items():
             # A late write of a former owner with newer state: what we hold is not the newest.
             log.warning("partition_restored_again", partition=number, why=why)
             if self._open.pop(number, None) is not None:
-                self._restoring[number] = asyncio.ensure_future(self._take_over(number, None))
-        self.stats.checkpoints += result.is_committed
-        for number, effects in settled.items():
+                self._start_restore(number, None)
+        for number, effects in flushed.items():
             partition = self._open.get(number)
             if partition is None:
                 continue
@@ -312,47 +340,73 @@ class TradeConsumer:
             for key in result.stale_keys.get(number, ()):
                 position = partition.processor.positions[key]
                 partition.effects.positions.setdefault(key, position)
-            if result.is_committed:
-                self._count(effects)
-                partition.committed = effects.next_offset
-            else:  # not ours any more, or unknown: a later commit covers these fates too
-                partition.effects.absorb_counts(effects)
             if effects.positions:
                 partition.last_write_s = self._monotonic()
-            partition.is_settled = not partition.has_work
+            partition.acked.absorb(effects)
+            self._note_latency(effects.published_at, result.acked_ns)
+            self._judge_settled(partition)
 
-    def _count(self, effects: PartitionEffects) -> None:
-        self.stats.fates.update(effects.fates)
-        self.stats.reasons.update(effects.reasons)
-        self.stats.last_ns = time.monotonic_ns()
-        now_ns = self._now_ns()
-        for published_at in effects.published_at:
+    def _settle_commit(self, acked: dict[int, PartitionEffects], *, is_committed: bool) -> None:
+        self.stats.commits += is_committed
+        for number, effects in acked.items():
+            if is_committed:
+                self.stats.fates.update(effects.fates)
+                self.stats.reasons.update(effects.reasons)
+                self.stats.last_ns = time.monotonic_ns()
+            partition = self._open.get(number)
+            if partition is None:
+                continue
+            if is_committed:
+                partition.committed = effects.next_offset
+            else:  # not ours any more, or unknown: a later commit covers these fates too
+                partition.acked.absorb(effects)
+            self._judge_settled(partition)
+
+    def _judge_settled(self, partition: OpenPartition) -> None:
+        partition.is_settled = not (
+            partition.has_work
+            or partition.number in self._in_flush
+            or partition.number in self._in_commit
+        )
+
+    def _note_latency(self, published_at: list[str], acked_ns: int) -> None:
+        for text in published_at:
             try:
-                self.stats.latency.add(now_ns - parse_timestamp(published_at)[0])
+                self.stats.latency.add(acked_ns - parse_timestamp(text)[0])
             except TimestampError:
                 continue  # not a stamp of ours; it decides nothing
 
     async def _finish(self) -> None:
-        """Bring what is in hand to its checkpoint, within a bound."""
+        """Bring what is in hand to its commit, within a bound."""
         try:
             async with asyncio.timeout(FINISH_TIMEOUT_S):
                 for _ in range(2):  # the one that runs, and the one for what came after it
-                    if self._checkpoint is not None:
-                        await asyncio.wait([self._checkpoint])
-                    self._settle_checkpoint()
-                    self._start_checkpoint()
-                if self._checkpoint is not None:
-                    await asyncio.wait([self._checkpoint])
-                self._settle_checkpoint()
+                    if self._flush is not None:
+                        await asyncio.wait([self._flush])
+                    self._settle()
+                    self._start_flush()
+                if self._flush is not None:
+                    await asyncio.wait([self._flush])
+                for _ in range(2):
+                    if self._commit is not None:
+                        await asyncio.wait([self._commit])
+                    self._settle()
+                    self._start_commit()
+                if self._commit is not None:
+                    await asyncio.wait([self._commit])
+                self._settle()
         except TimeoutError:
-            log.warning("checkpoint_given_up", timeout_s=FINISH_TIMEOUT_S)
+            log.warning("finish_given_up", timeout_s=FINISH_TIMEOUT_S)
 
     async def _abandon(self) -> None:
         """End every task of ours; what was sent and not committed is recognised when it returns."""
-        tasks = [*self._restoring.values(), *([self._checkpoint] if self._checkpoint else [])]
+        tasks: list[asyncio.Task[Any]] = [
+            *self._restoring.values(),
+            *(task for task in (self._flush, self._commit) if task is not None),
+        ]
         self._restoring.clear()
-        self._checkpoint = None
-        self._in_checkpoint = {}
+        self._flush = self._commit = None
+        self._in_flush, self._in_commit = {}, {}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -375,9 +429,12 @@ class TradeConsumer:
         log.info("partitions_assigned", partitions=sorted(assignment.partitions))
         left, self._left = self._left, {}
         for number in assignment.partitions:
-            self._restoring[number] = asyncio.ensure_future(
-                self._take_over(number, left.get(number))
-            )
+            self._start_restore(number, left.get(number))
+
+    def _start_restore(self, number: int, kept: OpenPartition | None) -> None:
+        restoring = asyncio.ensure_future(self._take_over(number, kept))
+        restoring.add_done_callback(lambda _: self._source.wake())
+        self._restoring[number] = restoring
 
     async def _take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition | None:
         """Restore one partition, waiting for a broker; `None` where a person has to decide."""
@@ -451,7 +508,7 @@ class TradeConsumer:
         self._source.pause([number])
 
     async def _is_caught_up(self) -> bool:
-        if self._epoch == 0 or self._restoring or self._checkpoint is not None:
+        if self._epoch == 0 or self._restoring or self._flush or self._commit:
             return False
         assignment = self._source.assignment  # between two of them nothing is open
         if self._source.is_revoking or assignment.epoch != self._epoch:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import msgspec
 
@@ -16,6 +16,10 @@ else:
     # What JSON can hold. The decoder refuses a union of two text-like types, of which `Decimal` is
     # in a program every field may hold any of the four.
     Amount = Instant = str | int | float
+
+
+MAX_ID_LENGTH: Final = 64
+"""Longest trade id, book and symbol, in characters."""
 
 
 class Side(StrEnum):

@@ -40,7 +40,7 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """Consecutive records of one partition, as one poll gave them; never empty.
+    """Consecutive records of one partition; none where only control records were passed.
 
     Attributes:
         partition: Partition of the source topic.
@@ -61,16 +61,21 @@ class RecordBatch:
     next_offset: int
 
     @classmethod
-    def of(cls, partition: int, epoch: int, records: Sequence[Record]) -> "RecordBatch":
-        """Make a batch of records that were read one after the other, at least one."""
+    def of(
+        cls, partition: int, epoch: int, records: Sequence[Record], next_offset: int
+    ) -> "RecordBatch":
+        """Make a batch of records that were read one after the other."""
+        headers = [record.headers for record in records]
+        first, last = (records[0].offset, records[-1].offset) if records else (0, -1)
+        has_gaps = last - first + 1 != len(records)  # compaction leaves them
         return cls(
             partition,
             epoch,
             records,
             [record.value for record in records],
-            [record.offset for record in records],
-            {index: record.headers for index, record in enumerate(records) if record.headers},
-            records[-1].offset + 1,
+            [record.offset for record in records] if has_gaps else range(first, last + 1),
+            {index: some for index, some in enumerate(headers) if some} if any(headers) else {},
+            next_offset,
         )
 
 
@@ -105,6 +110,9 @@ class RecordSource(Protocol):
             UnreadableError: A batch of one partition cannot be read; positions as above.
             OffsetGapError: A position is outside of what the topic still holds.
         """
+
+    def wake(self) -> None:
+        """Let a poll that waits return."""
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading a partition at this offset; opens the gate of the partition."""

@@ -72,7 +72,7 @@ async def rebuild_partition(
     )
     records = 0
     async for chunk in _chunks(reader, settings.kafka_topic, partition, first, stop):
-        processor.process_batch(RecordBatch.of(partition, 0, chunk))
+        processor.process_batch(RecordBatch.of(partition, 0, chunk, chunk[-1].offset + 1))
         records += len(chunk)
     old, generation = await _stored(settings, partition, reader)
     positions = {
@@ -81,7 +81,7 @@ async def rebuild_partition(
     for key in old.keys() - positions.keys():  # kept as zero: a deleted key would forget its offset
         positions[key] = old[key]
     changelog = Changelog.of(reader, settings)
-    written = changelog.records(partition, positions)
+    written = changelog.records(partition, positions.values())
     await fence(stop)
     await _write([*written, changelog.heartbeat(partition, stop - 1)], publisher)
     return RebuiltPartition(partition, stop, records, len(positions))

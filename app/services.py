@@ -1,13 +1,12 @@
 """TradeProcessor: from events to positions and PnL; pure, synchronous, without any I/O."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from msgspec.structs import replace
-
-from app.codec import decode_event
+from app.approved import FRACTIONS, NOTHING, WHOLE_UNITS
+from app.codec import decode_event, decode_plain
 from app.errors import DecodeError, InvalidTradeError, RecordError
 from app.headers import Origin, origin_of
 from app.models import (
@@ -19,10 +18,10 @@ from app.models import (
     TradeEvent,
     position_key,
 )
-from app.money import to_decimal
-from app.pnl import apply_fill
+from app.money import ONE_E8, to_decimal
+from app.pnl import Holding
 from app.ports import RecordBatch
-from app.timestamps import NS_PER_MS
+from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, NS_PER_MS
 from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event
 
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
@@ -38,7 +37,7 @@ class BatchResult:
         fates: Records by final fate; refused and misplaced ones count once their send is acked.
         refusals: Records to be dead-lettered.
         misplaced: Index and position key of records that belong to another partition.
-        changed: Positions that changed, by key; the newest state of each.
+        touched: Holdings that changed, each once.
         suspects: Booked trades by suspicion code.
         unknown_fields: Fields seen that this version does not know.
         already_applied: Records booked by an earlier life of this partition, skipped here.
@@ -49,12 +48,17 @@ class BatchResult:
     fates: Counter[Fate] = field(default_factory=Counter)
     refusals: list[Refusal] = field(default_factory=list)
     misplaced: list[tuple[int, str]] = field(default_factory=list)
-    changed: dict[str, Position] = field(default_factory=dict)
+    touched: list[Holding] = field(default_factory=list)
     suspects: Counter[str] = field(default_factory=Counter)
     unknown_fields: int = 0
     already_applied: int = 0
     repaired: int = 0
     published_at: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> dict[str, Position]:
+        """Positions that changed, by key, as they are at the moment of asking."""
+        return {holding.key: holding.position() for holding in self.touched}
 
 
 class TradeProcessor:
@@ -76,10 +80,18 @@ class TradeProcessor:
         belongs: Callable[[str], bool] | None = None,
         rekeys: bool = True,
     ) -> None:
-        self.positions: dict[str, Position] = {p.key: p for p in positions}
+        self._holdings: dict[str, Holding] = {}
+        self._books: dict[str | None, dict[str, Holding]] = {}
+        for position in positions:
+            self._hold(Holding(position))
         self._default_currency = default_currency
         self._belongs = belongs
         self._rekeys = rekeys
+
+    @property
+    def positions(self) -> Mapping[str, Position]:
+        """The positions by key, as they are at the moment of asking."""
+        return _Positions(self._holdings)
 
     def process(self, event: TradeEvent) -> ProcessedTrade:
         """Book one trade and show what it came to.
@@ -98,9 +110,10 @@ class TradeProcessor:
         trade = check_event(event, default_currency=self._default_currency)
         _check_life_cycle(event)
         key = position_key(event.book, str(event.symbol))
-        before = self._position(key, event)
-        after = self._book(before, event, trade, before.source_offset + 1)
-        self.positions[key] = after
+        holding = self._holdings.get(key) or self._new_holding(event)
+        realized_before_e24 = holding.realized_e24
+        self._book(holding, event, trade, holding.source_offset + 1)
+        after = holding.position()
         notional_e24 = trade.quantity_e8 * trade.price_e8 * trade.multiplier_e8
         return ProcessedTrade(
             trade_id=str(event.trade_id),
@@ -112,16 +125,14 @@ class TradeProcessor:
             position_quantity=to_decimal(after.quantity_e8),
             average_price=to_decimal(after.average_price_e8),
             realized_pnl=to_decimal(after.realized_e24, 24),
-            realized_pnl_change=to_decimal(after.realized_e24 - before.realized_e24, 24),
+            realized_pnl_change=to_decimal(after.realized_e24 - realized_before_e24, 24),
             unrealized_pnl=to_decimal(after.unrealized_e24, 24),
             fees=to_decimal(after.fees_e8),
             mark=to_decimal(after.mark_e8),
             suspects=list(trade.suspects),
         )
 
-    def process_batch(  # noqa: C901, PLR0912 - the hot loop: each call in it costs throughput
-        self, batch: RecordBatch, *, effects_from: int = 0
-    ) -> BatchResult:
+    def process_batch(self, batch: RecordBatch, *, effects_from: int = 0) -> BatchResult:
         """Process consecutive records of one partition; a bad one never stops the others.
 
         Args:
@@ -136,58 +147,89 @@ class TradeProcessor:
         result = BatchResult()
         if not batch.values:
             return result
+        offsets, books, touched = batch.offsets, self._books, result.touched
+        first = offsets[0]
         horizon_ns = batch.records[0].timestamp * NS_PER_MS + FUTURE_TOLERANCE_NS
-        booked = 0
-        for index, value in enumerate(batch.values):
-            offset = batch.offsets[index]
-            is_open = offset >= effects_from
-            try:
-                event, is_plain, unknown_fields = decode_event(value)
-                trade = check_event(
-                    event, is_plain=is_plain, default_currency=self._default_currency
-                )
-                if not is_plain:
-                    _check_life_cycle(event)
-                origin = origin_of(batch.headers[index]) if index in batch.headers else None
-                key = position_key(event.book, event.symbol)  # type: ignore[arg-type]  # checked
-                position = self.positions.get(key)
-                if position is None and self._is_misplaced(key, origin):
-                    if is_open:
-                        result.misplaced.append((index, key))
-                    continue
-                if position is None:
-                    position = self._position(key, event)
-                if offset <= position.source_offset:
-                    # Booked by an earlier life, unless it was refused: that says it again.
-                    self._check_currency(position, event)
-                    result.already_applied += is_open
-                    booked += is_open
-                    continue
-                if origin is not None and _is_second_copy(position, origin):
-                    result.fates[Fate.DUPLICATE] += is_open
-                    continue
-                position = self._book(position, event, trade, offset)
-            except RecordError as exc:
-                if is_open:
-                    result.refusals.append(_refusal(index, exc))
-                continue
-            if origin is not None:
-                position = _with_origin(position, origin)
-            self.positions[key] = position
-            result.changed[key] = position
-            if is_open:
-                booked += 1
-            else:
-                result.repaired += 1
-            if trade.suspects:
-                result.suspects.update(trade.suspects)
-            if trade.time_ns > horizon_ns and _is_in_future(trade, batch.records[index].timestamp):
-                result.suspects["timestamp-in-future"] += 1
-            result.unknown_fields += unknown_fields
-            if not offset % LATENCY_STRIDE and event.published_at is not None:
-                result.published_at.append(event.published_at)
-        result.fates[Fate.BOOKED] += booked
+        events = decode_plain(batch.values)
+        for index in batch.headers if first >= effects_from else range(len(events)):
+            events[index] = None
+        judged = 0
+        for index, event, offset in zip(range(len(events)), events, offsets, strict=False):
+            # The common trade: everything that it is made of has passed the rules before.
+            if event is not None:
+                stamp = event.timestamp
+                try:
+                    holding = books[event.book or None][event.symbol]
+                    quantity = holding.approved.quantities[event.side][event.quantity]
+                    value_e24 = holding.approved.values[event.price]
+                    time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
+                except KeyError:
+                    pass
+                else:
+                    applied = holding.source_offset
+                    if applied < offset and time_ns <= horizon_ns:
+                        if applied < first:
+                            touched.append(holding)
+                        holding.fill(quantity, value_e24, time_ns, offset)
+                        continue
+            judged += 1
+            self._judge(result, batch, index, is_open=offset >= effects_from)
+        result.fates[Fate.BOOKED] += len(events) - judged
+        result.published_at += [
+            event.published_at
+            for event in events[::LATENCY_STRIDE]
+            if event is not None and event.published_at is not None
+        ]
         return result
+
+    def _judge(self, result: BatchResult, batch: RecordBatch, index: int, *, is_open: bool) -> None:
+        """Process one record by all the rules."""
+        try:
+            fate = self._apply(result, batch, index, is_open=is_open)
+        except RecordError as exc:
+            if is_open:
+                result.refusals.append(_refusal(index, exc))
+            return
+        if fate is not None:
+            result.fates[fate] += is_open
+
+    def _apply(
+        self, result: BatchResult, batch: RecordBatch, index: int, *, is_open: bool
+    ) -> Fate | None:
+        offset = batch.offsets[index]
+        event, is_plain, unknown_fields = decode_event(batch.values[index])
+        trade = check_event(event, is_plain=is_plain, default_currency=self._default_currency)
+        if not is_plain:
+            _check_life_cycle(event)
+        origin = origin_of(batch.headers[index]) if index in batch.headers else None
+        key = position_key(event.book, event.symbol)  # type: ignore[arg-type]  # checked
+        holding = self._holdings.get(key)
+        if holding is None:
+            if self._is_misplaced(key, origin):
+                if is_open:
+                    result.misplaced.append((index, key))
+                return None
+            holding = self._new_holding(event)
+        applied = holding.source_offset
+        if offset <= applied:
+            # Booked by an earlier life, unless it was refused: that says it again.
+            self._check_currency(holding, event)
+            result.already_applied += is_open
+            return Fate.BOOKED
+        if origin is not None and _is_second_copy(holding, origin):
+            return Fate.DUPLICATE
+        self._book(holding, event, trade, offset)
+        if origin is not None:
+            # The highest origin offset is enough: those of one partition are re-keyed in order.
+            holding.origins = {**(holding.origins or {}), origin.partition: origin.offset}
+        if applied < batch.offsets[0]:
+            result.touched.append(holding)
+        result.repaired += not is_open
+        result.unknown_fields += unknown_fields
+        result.suspects.update(trade.suspects)
+        if _is_in_future(trade, batch.records[index].timestamp):
+            result.suspects["timestamp-in-future"] += 1
+        return Fate.BOOKED
 
     def _is_misplaced(self, key: str, origin: Origin | None) -> bool:
         if self._belongs is None or self._belongs(key):
@@ -198,30 +240,28 @@ class TradeProcessor:
             raise InvalidTradeError("key-mismatch", "the position key belongs to another partition")
         return True
 
-    def _position(self, key: str, event: TradeEvent) -> Position:
-        position = self.positions.get(key)
-        if position is None:
-            currency = event.currency or self._default_currency
-            return Position(event.book or None, str(event.symbol), currency)
-        return position
+    def _new_holding(self, event: TradeEvent) -> Holding:
+        currency = event.currency or self._default_currency
+        return Holding(Position(event.book or None, str(event.symbol), currency))
 
-    def _check_currency(self, position: Position, event: TradeEvent) -> None:
-        if (event.currency or self._default_currency) != position.currency:
+    def _hold(self, holding: Holding) -> None:
+        self._holdings[holding.key] = holding
+        self._books.setdefault(holding.book, {})[holding.symbol] = holding
+
+    def _check_currency(self, holding: Holding, event: TradeEvent) -> None:
+        if (event.currency or self._default_currency) != holding.currency:
             raise InvalidTradeError(
                 "currency-differs-from-position", "currency differs from that of the position"
             )
 
-    def _book(
-        self, position: Position, event: TradeEvent, trade: CheckedTrade, offset: int
-    ) -> Position:
-        self._check_currency(position, event)
-        if position.quantity_e8 and trade.multiplier_e8 != position.multiplier_e8:
+    def _book(self, holding: Holding, event: TradeEvent, trade: CheckedTrade, offset: int) -> None:
+        self._check_currency(holding, event)
+        if holding.quantity and trade.multiplier_e8 != holding.multiplier_e8:
             raise InvalidTradeError(
                 "multiplier-differs-from-position",
                 "contract_multiplier differs from that of the open position",
             )
-        return apply_fill(
-            position,
+        holding.fill_exactly(
             signed_quantity_e8=trade.sign * trade.quantity_e8,
             price_e8=trade.price_e8,
             multiplier_e8=trade.multiplier_e8,
@@ -229,6 +269,39 @@ class TradeProcessor:
             time_ns=trade.time_ns,
             offset=offset,
         )
+        self._hold(holding)
+        self._approve(holding, event, trade)
+
+    def _approve(self, holding: Holding, event: TradeEvent, trade: CheckedTrade) -> None:
+        """Let the next trades like this one be booked without judging what they are made of."""
+        if holding.multiplier_e8 != ONE_E8 or holding.currency != self._default_currency:
+            holding.approved = NOTHING
+            return
+        holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
+        price, quantity = event.price, event.quantity
+        if trade.price_e8 > 0 and isinstance(price, str | int) and isinstance(quantity, str | int):
+            holding.approved.add(
+                quantity=quantity,
+                quantity_e8=trade.quantity_e8,
+                price=price,
+                price_e8=trade.price_e8,
+            )
+
+
+class _Positions(Mapping[str, Position]):
+    """The positions of some holdings, as they are at the moment of asking."""
+
+    def __init__(self, holdings: Mapping[str, Holding]) -> None:
+        self._holdings = holdings
+
+    def __getitem__(self, key: str) -> Position:
+        return self._holdings[key].position()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holdings)
+
+    def __len__(self) -> int:
+        return len(self._holdings)
 
 
 def _check_life_cycle(event: TradeEvent) -> None:
@@ -259,16 +332,10 @@ def _refusal(index: int, exc: RecordError) -> Refusal:
     return Refusal(index, exc.reason, str(exc), kind, type(exc).__name__)
 
 
-def _is_second_copy(position: Position, origin: Origin) -> bool:
-    return position.origins is not None and origin.offset <= position.origins.get(
+def _is_second_copy(holding: Holding, origin: Origin) -> bool:
+    return holding.origins is not None and origin.offset <= holding.origins.get(
         origin.partition, -1
     )
-
-
-def _with_origin(position: Position, origin: Origin) -> Position:
-    # The highest origin offset is enough: records of one origin partition are re-keyed in order.
-    origins = {**(position.origins or {}), origin.partition: origin.offset}
-    return replace(position, origins=origins)
 
 
 def _is_in_future(trade: CheckedTrade, appended_ms: int) -> bool:

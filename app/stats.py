@@ -64,7 +64,7 @@ class ConsumerStats:
     unknown_fields: int = 0
     already_applied: int = 0
     repaired: int = 0
-    checkpoints: int = 0
+    commits: int = 0
     rebalances: int = 0
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
     first_ns: int | None = None
@@ -92,7 +92,7 @@ class ConsumerStats:
             "unknown_fields": self.unknown_fields,
             "already_applied": self.already_applied,
             "repaired": self.repaired,
-            "checkpoints": self.checkpoints,
+            "commits": self.commits,
             "rebalances": self.rebalances,
             "consume_per_s": round(self.per_second),
             "latency_ms": {

@@ -25,7 +25,8 @@ class OpenPartition:
         committed: First offset that is not committed.
         changelog_offset: Offset that our next write of a position should get.
         last_write_s: Monotonic time of the last of them.
-        effects: What is processed and not yet in a checkpoint.
+        effects: What is processed and not yet sent.
+        acked: What is acknowledged and not yet committed.
         is_settled: Whether every effect so far is acknowledged and committed.
     """
 
@@ -37,11 +38,22 @@ class OpenPartition:
     changelog_offset: int
     last_write_s: float
     effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
+    acked: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     is_settled: bool = True
 
     @property
+    def has_effects(self) -> bool:
+        """Whether a flush would have something to do."""
+        effects = self.effects
+        return (
+            self.next_offset > max(effects.next_offset, self.acked.next_offset, self.committed)
+            or bool(effects.touched or effects.positions or effects.sends)
+            or effects.heartbeat is not None
+        )
+
+    @property
     def has_work(self) -> bool:
-        """Whether a checkpoint would have something to do."""
+        """Whether anything is left to send or to commit."""
         return self.next_offset > self.committed or bool(self.effects.positions)
 
 

@@ -22,8 +22,14 @@ _LARGEST_EPOCH = _UNITS_NS[-1][0]
 _NS_DIGITS = 9
 _MAX_TEXT = 64
 _CONTEXT = Context(prec=80, rounding=ROUND_DOWN)  # ours, whatever the thread's is
-_SECOND_CACHE_LIMIT = 4096
-_second_cache: dict[str, int] = {}
+_CACHE_LIMIT = 65_536
+_HEAD = 23  # up to and including the milliseconds
+
+KNOWN_HEADS: dict[str, int] = {}
+"""Nanoseconds of the first 23 characters of texts in UTC that were read before."""
+KNOWN_TAILS: dict[str, int] = {}
+"""Nanoseconds of the rest of them. Any head with any tail is a text that can be read: trades that
+follow each other share their head, and there are few tails."""
 
 Problem = Literal["unparseable", "out-of-range", "wrong-type"]
 
@@ -54,19 +60,28 @@ def parse_timestamp(value: object) -> tuple[int, bool]:
         TimestampError: Not readable, or outside the years 2000 to 2099.
     """
     if type(value) is str:
-        # Consecutive events share their second: the calendar is consulted once for each of them.
-        start_ns = _second_cache.get(value[:19])
-        if start_ns is not None and value[-1] == "Z":
-            fraction = value[20:-1]
-            shift = _NS_DIGITS - len(fraction)
-            if value[19] == "." and shift >= 0 and fraction.isascii() and fraction.isdecimal():
-                return start_ns + int(fraction) * 10**shift, True
+        known_ns, tail_ns = KNOWN_HEADS.get(value[:_HEAD]), KNOWN_TAILS.get(value[_HEAD:])
+        if known_ns is not None and tail_ns is not None:
+            return known_ns + tail_ns, True
         ns, has_offset = _parse_text(value)
     else:
         ns, has_offset = _parse_epoch(value), True
     if not MIN_NS <= ns < MAX_NS:
         raise TimestampError("out-of-range")
+    if type(value) is str:
+        _remember(value, ns)
     return ns, has_offset
+
+
+def _remember(text: str, ns: int) -> None:
+    # A shorter text has no milliseconds of its own to share, and a leap second no place in any.
+    if len(text) <= _HEAD or text[-1] != "Z" or text[17:19] == "60":
+        return
+    for known in (KNOWN_HEADS, KNOWN_TAILS):
+        if len(known) >= _CACHE_LIMIT:
+            known.clear()
+    KNOWN_TAILS[text[_HEAD:]] = tail_ns = ns % NS_PER_MS
+    KNOWN_HEADS[text[:_HEAD]] = ns - tail_ns
 
 
 def _parse_text(text: str) -> tuple[int, bool]:
@@ -82,10 +97,6 @@ def _parse_text(text: str) -> tuple[int, bool]:
     seconds = int(moment.timestamp())
     if leap:
         return (seconds + 1 - _offset_seconds(offset)) * NS_PER_S, offset is not None
-    if MIN_NS <= seconds * NS_PER_S < MAX_NS:  # what is found there is not judged again
-        if len(_second_cache) >= _SECOND_CACHE_LIMIT:
-            _second_cache.clear()
-        _second_cache[text[:19]] = seconds * NS_PER_S
     fraction_ns = int((fraction or "").ljust(9, "0"))
     return (seconds - _offset_seconds(offset)) * NS_PER_S + fraction_ns, offset is not None
 

@@ -13,11 +13,10 @@ from stdnum.exceptions import ValidationError
 
 from app.codec import reason_name
 from app.errors import InvalidTradeError
-from app.models import Action, Fee, TradeEvent
+from app.models import MAX_ID_LENGTH, Action, Fee, TradeEvent
 from app.money import ONE_E8, AmountError, parse_amount
 from app.timestamps import NS_PER_S, TimestampError, parse_timestamp
 
-MAX_ID_LENGTH: Final = 64
 MAX_TEXT_LENGTH: Final = 256
 DEFAULT_CURRENCY: Final = "USD"
 

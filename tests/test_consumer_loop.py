@@ -271,7 +271,7 @@ async def test_a_rebalance_finishes_the_work_in_hand_first() -> None:
     await until(lambda: world.committed == world.ends)
     put(world, *[trade(HERE)] * 5, partition=0)
     put(world, *[trade(THERE)] * 5, partition=1)
-    await until(lambda: all(p.next_offset == 5 for p in first.consumer._open.values()))
+    await until(lambda: [p.next_offset for p in first.consumer._open.values()] == [5, 5])
     await second.start()
     await until(lambda: len(second.source.assignment.partitions) == 1)
     assert world.committed == world.ends

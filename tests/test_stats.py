@@ -70,7 +70,7 @@ def test_stats_of_a_run_are_plain_json() -> None:
         "unknown_fields": 0,
         "already_applied": 0,
         "repaired": 0,
-        "checkpoints": 0,
+        "commits": 0,
         "rebalances": 0,
         "consume_per_s": 2,
         "latency_ms": {"p50": pytest.approx(2, rel=0.01), "p99": pytest.approx(2, rel=0.01)},

@@ -161,14 +161,51 @@ def test_fraction_of_an_epoch_number_is_cut_at_nanoseconds(
         assert parse_timestamp(number) == (1_767_323_045 * NS_PER_S + fraction_ns, True)
 
 
-def test_second_cache_that_is_full_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache of seconds is bounded, and what is read stays right when it overflows."""
-    monkeypatch.setattr(timestamps, "_SECOND_CACHE_LIMIT", 3)
-    monkeypatch.setattr(timestamps, "_second_cache", {})
+def test_memory_that_is_full_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered is bounded, and what is read stays right when it overflows."""
+    monkeypatch.setattr(timestamps, "_CACHE_LIMIT", 3)
     base = ns_of(2026, 1, 2)
-    seconds = [parse_timestamp(f"2026-01-02T00:00:{n:02d}.25Z")[0] for n in range(20)]
-    assert seconds == [base + n * NS_PER_S + 250_000_000 for n in range(20)]
-    assert len(timestamps._second_cache) <= 3
+    texts = [f"2026-01-02T00:00:{n:02d}.25{n:04d}Z" for n in range(20)] * 2
+    instants = [parse_timestamp(text)[0] for text in texts]
+    assert instants == [base + n * NS_PER_S + 250_000_000 + n * 1000 for n in range(20)] * 2
+    assert len(timestamps.KNOWN_HEADS) <= 3
+    assert len(timestamps.KNOWN_TAILS) <= 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-02T03:04:05.123",
+        "2026-01-02T03:04:05.123Z",
+        "2026-01-02T03:04:05.12Z",
+        "2026-01-02T03:04:05.12ZZ",
+        "2026-01-02T03:04:05Z",
+        "2026-01-02T03:04:60.123Z",
+        "2026-01-02T03:04:05.123456+02:00",
+        "2026-01-02T03:04:05.123456",
+        "2026-01-02T03:04:05.123+02:00",
+        "2026-01-02t03:04:05.123456789Z",
+        "2026-01-02T03:04:05.1234567890Z",
+        "2026-01-02T03:04:05.123 56Z",
+    ],
+)
+def test_memory_changes_no_answer(text: str) -> None:
+    """A text is read alike whether or not others with the same beginning or end were read."""
+
+    def read() -> object:
+        try:
+            return parse_timestamp(text)
+        except timestamps.TimestampError as exc:
+            return exc.problem
+
+    timestamps.KNOWN_HEADS.clear()
+    timestamps.KNOWN_TAILS.clear()
+    alone = read()
+    for second in ("05", "59"):
+        for fraction in ("12", "123", "123456", "123456789", "123000"):
+            parse_timestamp(f"2026-01-02T03:04:{second}.{fraction}Z")
+            parse_timestamp(f"2026-01-02t03:04:{second}.{fraction}Z")
+    assert read() == alone
 
 
 @pytest.mark.parametrize(

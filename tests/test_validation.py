@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from app import validation
 from app.codec import decode_event
 from app.errors import InvalidTradeError
-from app.models import Action, Fee, Side, TradeEvent
+from app.models import MAX_ID_LENGTH, Action, Fee, Side, TradeEvent
 from app.money import ONE_E8
 from app.timestamps import parse_timestamp
-from app.validation import MAX_ID_LENGTH, MAX_TEXT_LENGTH, CheckedTrade, check_event
+from app.validation import MAX_TEXT_LENGTH, CheckedTrade, check_event
 
 GOOD: dict[str, Any] = {
     "trade_id": "T1",

@@ -1,11 +1,13 @@
 """A group member that hands out batches of raw records, gated, with commits by name."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
@@ -24,6 +26,7 @@ from app.errors import OffsetGapError, TopicError, TradeStreamError, UnreadableE
 from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import CLIENT_ERRORS, STOP_TIMEOUT_S, group_options, transport_error
 from app.kafka_io.partitioner import KeyPartitioner
+from app.kafka_io.raw_batches import RawBatchConsumer
 from app.ports import Assignment, Record, RecordBatch
 
 log = structlog.get_logger(__name__)
@@ -32,6 +35,8 @@ COMMIT_TIMEOUT_S: Final = 10.0  # B9: commit() itself would retry without end
 REVOKE_TIMEOUT_S: Final = 20.0
 """How long a rebalance waits for the work in hand; below the rebalance timeout of the group."""
 
+_RECORDS_A_POLL: Final = 4_000
+"""A poll decodes batches until it has so many records: what it may hold up the event loop with."""
 _PROBE_MS: Final = 500
 # A1, A2: bytes of a batch that the client cannot take apart; again at every try.
 _UNREADABLE: Final = (UnicodeDecodeError, CorruptRecordException)
@@ -45,21 +50,51 @@ _NOT_OURS: Final = (
 )
 
 
+class _Fetched(Protocol):
+    """Consecutive records of one partition, fetched and perhaps not yet decoded."""
+
+    @property
+    def partition(self) -> int:
+        """Partition of the topic."""
+
+    @property
+    def next_offset(self) -> int:
+        """Where to go on after them."""
+
+    def records(self) -> Sequence[Record]:
+        """Decode them; asked once."""
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """Records as `getmany()` gives them."""
+
+    partition: int
+    next_offset: int
+    given: Sequence[Record]
+
+    def records(self) -> Sequence[Record]:
+        return self.given
+
+
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """A member of the consumer group; see `ports.RecordSource` for what it promises.
 
-    The client hands out records in `getmany()`, which also waits out a rebalance. It is never
-    cancelled (a cancel inside switches the client's idle clock off): a call that outlives its
-    `poll` stays pending, and the next `poll` takes its result.
+    A call of the client that fetches also waits out a rebalance. It is never cancelled: one that
+    outlives its `poll` stays pending, and the next `poll` takes its result. What it gave is decoded
+    batch by batch as polls ask for it, while the client fetches on.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = settings.kafka_topic
         self._consumer: Any = None
+        self._is_raw = settings.kafka_raw_batches
         self._assignment = Assignment(0, frozenset())
-        self._getting: asyncio.Task[dict[Any, list[Any]]] | None = None
+        self._fetching: asyncio.Task[list[_Fetched]] | None = None
+        self._backlog: dict[int, deque[_Fetched]] = {}
         self._sought: dict[int, int] = {}
+        self._paused: set[int] = set()
         self._stale: set[int] = set()
         self._revoking: asyncio.Event | None = None
         self._wake = asyncio.Event()
@@ -73,7 +108,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             TransportError: No broker answered, or it refused us.
             TopicError: The topic is not there.
         """
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = RawBatchConsumer(
             **group_options(self._settings),
             partition_assignment_strategy=[StickyPartitionAssignor],  # B14: exactly one
         )
@@ -89,6 +124,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             await self.stop()
             raise TopicError(f"topic {self._topic} is not there")
         self._partition_count = len(known)
+        missing = self._consumer.missing_parts() if self._is_raw else []
+        if missing:
+            self._is_raw = False
+            log.warning("raw_batches_unavailable", missing=missing, instead="getmany, slower")
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether whole batches are read, and not the records that the client makes of them."""
+        return self._is_raw
 
     async def stop(self) -> None:
         """Leave the group and close, within a bound (B11)."""
@@ -98,14 +142,14 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if late:
             stopping.cancel()
             log.warning("consumer_stop_timed_out", timeout_s=STOP_TIMEOUT_S)
-        for task in (self._getting, stopping):
+        for task in (self._fetching, stopping):
             if task is not None:
                 if not task.done():
                     task.cancel()
                 await asyncio.wait([task], timeout=1)
                 if task.done() and not task.cancelled() and task.exception():
                     log.debug("consumer_stopped_with", error=repr(task.exception()))
-        self._getting = None
+        self._fetching = None
 
     # -- the group
 
@@ -143,14 +187,20 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         partitions = frozenset(tp.partition for tp in assigned)
         self._assignment = Assignment(self._assignment.epoch + 1, partitions)
         self._sought.clear()
+        self._paused.clear()
+        self._backlog.clear()
         for tp in assigned:
             # Until it is sought a partition is not fetched, and has a position of some kind:
             # one without any makes every poll of the others fail.
             self._consumer.pause(tp)
             self._consumer.seek(tp, 0)
         self._stale = (
-            set(partitions) if self._getting is not None and self._getting.done() else set()
+            set(partitions) if self._fetching is not None and self._fetching.done() else set()
         )
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Let a poll that waits return."""
         self._wake.set()
 
     def partition_of(self, key: bytes) -> int:
@@ -161,42 +211,88 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
         """Give what has arrived for partitions that are sought, or wait for it."""
-        if self._getting is None:
-            self._getting = asyncio.ensure_future(
-                self._consumer.getmany(timeout_ms=int(timeout_s * 1000))
-            )
-        if not self._getting.done():
+        if not any(self._readable()):
+            await self._fetch(timeout_s)
+        batches: list[RecordBatch] = []
+        count = 0
+        while count < _RECORDS_A_POLL and any(readable := self._readable()):
+            for backlog in readable:
+                fetched = backlog[0]
+                try:
+                    records = fetched.records()
+                except Exception as exc:
+                    if batches:
+                        return batches  # this one raises at the next poll
+                    offset = self._sought[fetched.partition]
+                    raise _unreadable(fetched.partition, offset, exc) from exc
+                backlog.popleft()
+                batches.append(self._batch(fetched, records))
+                count += len(records)
+        if not batches and not self._is_raw:
+            return await self._advanced()
+        return batches
+
+    def _readable(self) -> list[deque[_Fetched]]:
+        return [
+            backlog
+            for partition, backlog in self._backlog.items()
+            if backlog and partition not in self._paused
+        ]
+
+    def _batch(self, fetched: _Fetched, records: Sequence[Record]) -> RecordBatch:
+        partition, next_offset = fetched.partition, fetched.next_offset
+        self._sought[partition] = next_offset
+        return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
+
+    async def _fetch(self, timeout_s: float) -> None:
+        """Take over what the client has, or wait for it; nothing comes where there is nothing."""
+        if self._fetching is None and self._is_raw and timeout_s == 0:
+            self._take(self._consumer.getbatches_nowait, frozenset())
+            return
+        if self._fetching is None:
+            self._fetching = asyncio.ensure_future(self._fetched(int(timeout_s * 1000)))
+        if not self._fetching.done():
             waking = asyncio.ensure_future(self._wake.wait())
             await asyncio.wait(
-                [self._getting, waking],
+                [self._fetching, waking],
                 timeout=timeout_s + 0.05,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             waking.cancel()
         self._wake.clear()
-        if not self._getting.done():
-            return []
-        done, self._getting = self._getting, None
+        if not self._fetching.done():
+            return
+        done, self._fetching = self._fetching, None
         stale, self._stale = self._stale, set()
         try:
-            polled = done.result()
-        except (NoOffsetForPartitionError, OffsetOutOfRangeError) as exc:
-            return self._out_of_range(exc)
+            self._take(done.result, stale)
         except _UNREADABLE as exc:
-            raise await self._unreadable(exc) from exc
+            raise await self._search_unreadable(exc) from exc
+
+    def _take(self, result: Callable[[], list[_Fetched]], stale: Collection[int]) -> None:
+        try:
+            fetched = result()
+        except (NoOffsetForPartitionError, OffsetOutOfRangeError) as exc:
+            self._check_range(exc)
+            return
+        except _UNREADABLE:
+            raise
         except CLIENT_ERRORS as exc:
             raise transport_error("cannot fetch", self._settings, exc) from exc
-        batches = [
-            self._batch(tp.partition, records)
-            for tp, records in polled.items()
-            if records and tp.partition in self._sought and tp.partition not in stale
-        ]
-        return batches or await self._advanced()
+        for some in fetched:
+            if some.partition in self._sought and some.partition not in stale:
+                self._backlog.setdefault(some.partition, deque()).append(some)
 
-    def _batch(self, partition: int, records: Sequence[Record]) -> RecordBatch:
-        batch = RecordBatch.of(partition, self._assignment.epoch, records)
-        self._sought[partition] = batch.next_offset
-        return batch
+    async def _fetched(self, timeout_ms: int) -> list[_Fetched]:
+        if self._is_raw:
+            batches: list[_Fetched] = await self._consumer.getbatches(timeout_ms=timeout_ms)
+            return batches
+        polled = await self._consumer.getmany(timeout_ms=timeout_ms)
+        return [
+            _Decoded(tp.partition, records[-1].offset + 1, records)
+            for tp, records in polled.items()
+            if records
+        ]
 
     async def _advanced(self) -> list[RecordBatch]:
         """Give empty batches where the position passed control records or aborted ones."""
@@ -212,23 +308,21 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 advanced.append(RecordBatch(partition, epoch, (), (), (), {}, position))
         return advanced
 
-    async def _unreadable(self, exc: Exception) -> TradeStreamError:
+    async def _search_unreadable(self, exc: Exception) -> TradeStreamError:
         """Find the partition that a poll failed on; the caller seeks every one of them again."""
         for partition, offset in self._sought.items():
             tp = TopicPartition(self._topic, partition)
             try:
                 await self._consumer.getmany(tp, timeout_ms=_PROBE_MS)
             except _UNREADABLE:
-                where = f"a batch at or after offset {offset} cannot be read"
-                return UnreadableError(partition, f"{where}: {type(exc).__name__}: {exc}")
+                return _unreadable(partition, offset, exc)
         return transport_error("cannot fetch", self._settings, exc)
 
-    def _out_of_range(self, exc: KafkaError) -> list[RecordBatch]:
+    def _check_range(self, exc: KafkaError) -> None:
         named: Any = exc.args[0]
         partitions = [tp.partition for tp in (named if isinstance(named, dict) else [named])]
         if any(partition in self._sought for partition in partitions):
             raise OffsetGapError(f"{self._topic} partition {partitions}: {exc}") from exc
-        return []  # of a partition whose gate is closed
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading a partition at this offset; opens its gate."""
@@ -239,15 +333,18 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if partition not in self._sought:
             self.resume([partition])
         self._sought[partition] = offset
-        if self._getting is not None and self._getting.done():
+        self._backlog.pop(partition, None)
+        if self._fetching is not None and self._fetching.done():
             self._stale.add(partition)  # drained before the seek, and not handed out yet
 
     def pause(self, partitions: Collection[int]) -> None:
-        """Give no records of these partitions until `resume`."""
+        """Give no records of these partitions until `resume`; what is fetched of them stays."""
+        self._paused |= set(partitions)
         self._set_paused(partitions, paused=True)
 
     def resume(self, partitions: Collection[int]) -> None:
         """Give records of these partitions again."""
+        self._paused -= set(partitions)
         self._set_paused(partitions, paused=False)
 
     def _set_paused(self, partitions: Collection[int], *, paused: bool) -> None:
@@ -297,3 +394,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except CLIENT_ERRORS as exc:
             raise transport_error("cannot read offsets", self._settings, exc) from exc
         return {tp.partition: (first[tp], end[tp]) for tp in named}
+
+
+def _unreadable(partition: int, offset: int, exc: Exception) -> UnreadableError:
+    where = f"a batch at or after offset {offset} cannot be read"
+    return UnreadableError(partition, f"{where}: {type(exc).__name__}: {exc}")

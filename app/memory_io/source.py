@@ -134,15 +134,7 @@ class MemorySource:
             records = records[: self.max_records]
             next_offset = records[-1].offset + 1
         self._sought[partition] = next_offset
-        return RecordBatch(
-            partition,
-            self._assignment.epoch,
-            records,
-            [record.value for record in records],
-            [record.offset for record in records],
-            {index: record.headers for index, record in enumerate(records) if record.headers},
-            next_offset,
-        )
+        return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading a partition at this offset; opens its gate."""

@@ -5,7 +5,7 @@ owner gets acknowledged has contiguous offsets. A gap is somebody else's write: 
 woke up late. It is read, and what it put back to an older state is written again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -135,18 +135,18 @@ class Changelog:
             )
         return read
 
-    def records(self, partition: int, positions: Mapping[str, Position]) -> list[OutgoingRecord]:
+    def records(self, partition: int, positions: Iterable[Position]) -> list[OutgoingRecord]:
         """Give the records that store these positions, one a key."""
         return [
             OutgoingRecord(
                 topic=self._topic,
-                key=key.encode(),
+                key=position.key.encode(),
                 value=encode_position(
                     position, group=self._group, topic=self._source_topic, partition=partition
                 ),
                 partition=partition,
             )
-            for key, position in positions.items()
+            for position in positions
         ]
 
     def heartbeat(self, partition: int, source_offset: int) -> OutgoingRecord:

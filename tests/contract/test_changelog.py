@@ -38,9 +38,7 @@ def position(offset: int, symbol: str = "AAPL") -> Position:
 async def write(backend: Backend, *states: Position, group: str = "risk") -> list[SendOutcome]:
     """Store states one after the other, as their owner does."""
     owner = changelog(backend, group)
-    return await backend.publisher.publish(
-        [record for state in states for record in owner.records(0, {state.key: state})]
-    )
+    return await backend.publisher.publish(owner.records(0, states))
 
 
 async def test_a_restore_gives_back_what_was_written(backend: Backend) -> None:

@@ -1,0 +1,202 @@
+"""The client's consumer, stopped at the record batch: no object per record but the native one.
+
+The client has no public way to take batches: whatever it hands out went through several Python
+objects a record. This module reaches for the parts inside, and is the only one that does. They are
+looked at when a consumer starts; where one is missing, `KafkaSource` goes on with `getmany()`.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+
+from app.ports import Record
+
+_CONSUMER = ("_closed", "_coordinator", "_fetcher", "_subscription")
+_FETCHER = ("_create_fetch_waiter", "_notify", "_records", "_wait_consume_future")
+_SUBSCRIPTION = ("fetch_context", "reassignment_in_progress", "wait_for_assignment")
+_RESULT = ("_partition_records", "_update_position", "check_assignment", "has_more")
+_PARTITION_RECORDS = (
+    "_aborted_producers",
+    "_consume_aborted_up_to",
+    "_contains_abort_marker",
+    "_isolation_level",
+    "_records",
+    "next_fetch_offset",
+)
+_BATCH = (
+    "base_offset",
+    "is_control_batch",
+    "is_transactional",
+    "next_offset",
+    "producer_id",
+    "validate_crc",
+)
+
+
+@dataclass(slots=True)
+class RawBatch:
+    """A batch as the broker stored it, not yet decompressed.
+
+    Attributes:
+        partition: Partition it was read from.
+        native: The client's batch; `None` where nothing is for us: control records, aborted ones.
+        start: Records below this offset were not asked for.
+        next_offset: Where to go on after it, whatever compaction has removed of its end.
+        error: Why nothing of it, or after it, can be read.
+    """
+
+    partition: int
+    native: Any
+    start: int
+    next_offset: int
+    error: Exception | None = None
+
+    def records(self) -> list[Record]:
+        """Decompress the records; a second call would find none.
+
+        Raises:
+            CorruptRecordException: The checksum is wrong, or what it covers makes no sense.
+            UnicodeDecodeError: The name of a header is no text.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.native is None:
+            return []
+        if not self.native.validate_crc():
+            raise CorruptRecordException(f"wrong checksum at offset {self.native.base_offset}")
+        records: list[Record] = list(self.native)
+        if records and records[0].offset < self.start:
+            records = [record for record in records if record.offset >= self.start]
+        return records
+
+
+class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is untyped
+    """A consumer that can also give what it has fetched as batches."""
+
+    def missing_parts(self) -> list[str]:
+        """Name what this version of the client lacks of the parts that are reached for here.
+
+        To be asked after `start()`, which makes most of them.
+        """
+        partition = TopicPartition("", 0)
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 1024)
+        builder.append(0, 0, b"k", b"v", [])
+        empty = {"key_deserializer": None, "value_deserializer": None, "check_crcs": True}
+        try:
+            records = PartitionRecords(
+                partition, MemoryRecords(b""), [], 0, isolation_level=READ_COMMITTED, **empty
+            )
+            result = FetchResult(partition, assignment=None, partition_records=records, backoff=0.0)
+            batch = DefaultRecordBatch(bytes(builder.build()))
+        except TypeError as exc:
+            return [str(exc)]
+        parts = (
+            (self, _CONSUMER),
+            (getattr(self, "_fetcher", None), _FETCHER),
+            (getattr(self, "_subscription", None), _SUBSCRIPTION),
+            (result, _RESULT),
+            (records, _PARTITION_RECORDS),
+            (batch, _BATCH),
+        )
+        return [
+            f"{type(owner).__name__}.{name}"
+            for owner, names in parts
+            for name in names
+            if not hasattr(owner, name)
+        ]
+
+    def getbatches_nowait(self) -> list[RawBatch]:
+        """Give everything that is fetched for assigned partitions.
+
+        Positions move to the end of what is given, so that the next fetch leaves at once.
+
+        Raises:
+            KafkaError: As `getmany()` does. What was fetched before the failure is given first.
+        """
+        if self._closed:
+            raise ConsumerStoppedError
+        self._coordinator.check_errors()
+        with self._subscription.fetch_context():  # the group sees that somebody polls
+            pass
+        return [] if self._subscription.reassignment_in_progress else self._drain()
+
+    async def getbatches(self, *, timeout_ms: int) -> list[RawBatch]:
+        """Give what `getbatches_nowait` gives, or wait for something.
+
+        Raises:
+            KafkaError: As there.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_ms / 1000
+        while True:
+            if self._subscription.reassignment_in_progress:
+                await self._subscription.wait_for_assignment()
+            batches = self.getbatches_nowait()
+            left_s = deadline_s - loop.time()
+            if batches or left_s <= 0:
+                return batches
+            waiter = self._fetcher._create_fetch_waiter()  # noqa: SLF001
+            done, _ = await asyncio.wait([waiter], timeout=left_s)
+            if not done or self._closed:
+                waiter.cancel()
+                return []
+            waiter.result()  # the coordinator passes its errors this way
+
+    def _drain(self) -> list[RawBatch]:
+        batches: list[RawBatch] = []
+        fetched = self._fetcher._records  # noqa: SLF001
+        for partition in list(fetched):
+            result = fetched[partition]
+            is_error = not isinstance(result, FetchResult)
+            if is_error and batches:
+                break  # raised by the next call
+            del fetched[partition]
+            self._fetcher._notify(self._fetcher._wait_consume_future)  # noqa: SLF001
+            if is_error:
+                result.check_raise()
+            elif result.check_assignment(partition) and result.has_more():
+                batches += _taken(partition.partition, result)
+        return batches
+
+
+def _taken(partition: int, result: Any) -> list[RawBatch]:
+    """Walk over the batches of one partition, reading their headers only."""
+    of_partition = result._partition_records  # noqa: SLF001
+    batches: list[RawBatch] = []
+    reader = of_partition._records  # noqa: SLF001
+    start = position = of_partition.next_fetch_offset
+    try:
+        while reader.has_next():
+            native = reader.next_batch()
+            is_for_us = _is_for_us(of_partition, native)
+            position = native.next_offset
+            batches.append(RawBatch(partition, native if is_for_us else None, start, position))
+    except Exception as exc:  # noqa: BLE001 - whatever its bytes did: the batch raises it when read
+        batches.append(RawBatch(partition, None, start, position, exc))
+    of_partition.next_fetch_offset = position
+    result._update_position()  # noqa: SLF001
+    return batches
+
+
+def _is_for_us(of_partition: Any, native: Any) -> bool:
+    """Tell data from control records and from what its transaction took back.
+
+    Source:
+        Kafka protocol guide, "Record Batch"; KIP-98, "Consumer": aborted transactions.
+    """
+    if native.is_control_batch and not native.validate_crc():
+        raise CorruptRecordException(f"wrong checksum at offset {native.base_offset}")
+    if of_partition._isolation_level == READ_COMMITTED and native.producer_id is not None:  # noqa: SLF001
+        aborted = of_partition._aborted_producers  # noqa: SLF001
+        of_partition._consume_aborted_up_to(native.base_offset)  # noqa: SLF001
+        if native.is_control_batch and of_partition._contains_abort_marker(native):  # noqa: SLF001
+            aborted.discard(native.producer_id)
+        if native.is_transactional and native.producer_id in aborted:
+            return False
+    return not native.is_control_batch
