@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -29,7 +29,7 @@ class PlainEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=Fa
 
     trade_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
     symbol: str
-    side: str
+    side: Literal["BUY", "SELL"]
     price: str | int
     quantity: str | int
     timestamp: str

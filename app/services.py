@@ -154,14 +154,15 @@ class TradeProcessor:
         for index in batch.headers if first >= effects_from else range(len(events)):
             events[index] = None
         judged = 0
-        for index, event, offset in zip(range(len(events)), events, offsets, strict=False):
+        for event, offset in zip(events, offsets, strict=False):
             # The common trade: everything that it is made of has passed the rules before.
             if event is not None:
                 stamp = event.timestamp
                 try:
                     holding = books[event.book or None][event.symbol]
-                    quantity = holding.approved.quantities[event.side][event.quantity]
-                    value_e24 = holding.approved.values[event.price]
+                    approved = holding.approved
+                    quantity = approved.quantities[event.side][event.quantity]
+                    value_e24 = approved.values[event.price]
                     time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
                 except KeyError:
                     pass
@@ -173,7 +174,7 @@ class TradeProcessor:
                         holding.fill(quantity, value_e24, time_ns, offset)
                         continue
             judged += 1
-            self._judge(result, batch, index, is_open=offset >= effects_from)
+            self._judge(result, batch, offsets.index(offset), is_open=offset >= effects_from)
         result.fates[Fate.BOOKED] += len(events) - judged
         result.published_at += [
             event.published_at
