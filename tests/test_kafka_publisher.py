@@ -23,13 +23,13 @@ SETTINGS = Settings(kafka_bootstrap_servers="127.0.0.1:1", send_max_attempts=3, 
 
 
 class FakeBatch:
-    """Holds up to three records, as a client's batch that is nearly full."""
+    """Holds up to three records or 256 KiB; like the client's, an empty one takes any record."""
 
     def __init__(self) -> None:
         self.values: list[bytes | None] = []
 
     def append(self, *, value: bytes | None, **_: Any) -> object | None:
-        if len(self.values) == 3:
+        if len(self.values) == 3 or (self.values and len(value or b"") > 256 * 1024):
             return None
         self.values.append(value)
         return object()

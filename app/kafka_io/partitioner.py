@@ -16,17 +16,16 @@ class KeyPartitioner:
     """
 
     def __init__(self) -> None:
-        self._cache: dict[tuple[bytes, int], int] = {}
+        self._hashes: dict[bytes, int] = {}
 
     def partition(self, key: bytes, count: int) -> int:
         """Give the partition, 0 to `count` - 1, of a key."""
-        partition = self._cache.get((key, count))
-        if partition is None:
-            if len(self._cache) >= _CACHE_LIMIT:
-                self._cache.clear()
-            partition = (murmur2(key) & 0x7FFFFFFF) % count
-            self._cache[key, count] = partition
-        return partition
+        hashed = self._hashes.get(key)
+        if hashed is None:
+            if len(self._hashes) >= _CACHE_LIMIT:
+                self._hashes.clear()
+            hashed = self._hashes[key] = murmur2(key) & 0x7FFFFFFF
+        return hashed % count
 
     def any_partition(self, key: bytes | None, count: int) -> int:
         """Give the partition of a key, or any one where there is no key."""

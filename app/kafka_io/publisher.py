@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
 import structlog
@@ -34,7 +33,7 @@ from app.kafka_io.options import (
     producer_options,
 )
 from app.kafka_io.partitioner import KeyPartitioner
-from app.ports import Headers, OutgoingRecord, SendOutcome, SendState
+from app.ports import OutgoingRecord, SendOutcome, SendState
 from app.timestamps import NS_PER_MS
 
 log = structlog.get_logger(__name__)
@@ -62,23 +61,20 @@ _TOO_LARGE: Final = SendOutcome(
 _EXPIRED: Final = SendOutcome(SendState.UNKNOWN, error="no answer before the deadline")
 
 
-@dataclass(slots=True)
+_NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
+
+
 class _Batch:
     """Records of one partition that travel together, and where they stand in the call."""
 
-    topic: str
-    partition: int
-    builder: Any
-    indexes: list[int] = field(default_factory=list)
+    __slots__ = ("append", "builder", "indexes", "partition", "topic")
 
-    def append(
-        self, timestamp_ms: int, key: bytes | None, value: bytes | None, headers: Headers
-    ) -> bool:
-        """Add a record; False when the batch is full."""
-        added = self.builder.append(
-            timestamp=timestamp_ms, key=key, value=value, headers=list(headers)
-        )
-        return added is not None
+    def __init__(self, topic: str, partition: int, builder: Any) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.builder = builder
+        self.append = builder.append  # asked for every record; gives None when the batch is full
+        self.indexes: list[int] = []
 
 
 class KafkaPublisher:
@@ -145,15 +141,16 @@ class KafkaPublisher:
         repeated here: the record may be stored already.
         """
         outcomes = [_UNSENT] * len(records)
+        left: Sequence[int] = range(len(records))
 
         async def attempt() -> bool:
-            left = [i for i, was in enumerate(outcomes) if _may_send_again(was)]
-            now = await self._attempt([records[i] for i in left])
-            for index, outcome in zip(left, now, strict=True):
-                outcomes[index] = outcome
+            nonlocal left
+            if await self._attempt(records, left, outcomes):
+                return False
+            left = [index for index in left if _may_send_again(outcomes[index])]
             # Nothing overtakes an unknown record: the caller repeats both, in order.
             is_unknown = any(outcome.state is SendState.UNKNOWN for outcome in outcomes)
-            return not is_unknown and any(map(_may_send_again, now))
+            return bool(left) and not is_unknown
 
         retrying = AsyncRetrying(
             retry=retry_if_result(bool),
@@ -165,19 +162,28 @@ class KafkaPublisher:
         await retrying(attempt)
         return outcomes
 
-    async def _attempt(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
+    async def _attempt(
+        self,
+        records: Sequence[OutgoingRecord],
+        indexes: Sequence[int],
+        outcomes: list[SendOutcome],
+    ) -> bool:
+        """Send the records at some indexes once; tell whether all of them are stored."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.send_deadline_s
-        outcomes = [_UNSENT] * len(records)
         sent: list[tuple[_Batch, asyncio.Future[Any]]] = []
+        count = 0
         # Submissions do not interleave: records keep their order over concurrent calls too.
         async with self._order:
             try:
                 await self._ensure_producer()
                 producer = self._producer
-                batches = await self._batches(producer, records, outcomes)
+                counts = {topic: await self._count(topic) for topic in {r.topic for r in records}}
             except TransportError as exc:
-                return [_not_sent(exc, retryable=exc.retryable)] * len(records)
-            for batch in batches:
+                failed = _not_sent(exc, retryable=exc.retryable)
+                for index in indexes:
+                    outcomes[index] = failed
+                return False
+            for batch in self._batches(producer, records, indexes, outcomes, counts):
                 submitted = await self._submit(producer, batch, deadline_s)
                 if not isinstance(submitted, SendOutcome):
                     sent.append((batch, submitted))
@@ -187,32 +193,44 @@ class KafkaPublisher:
                 if _may_send_again(submitted):
                     break  # nothing overtakes a record that will be sent again
         for batch, future in sent:
-            await self._settle(producer, batch, future, deadline_s, outcomes)
-        return outcomes
+            count += await self._settle(producer, batch, future, deadline_s, outcomes)
+        return count == len(indexes)
 
-    async def _batches(
-        self, producer: Any, records: Sequence[OutgoingRecord], outcomes: list[SendOutcome]
-    ) -> list["_Batch"]:
+    def _batches(
+        self,
+        producer: Any,
+        records: Sequence[OutgoingRecord],
+        indexes: Sequence[int],
+        outcomes: list[SendOutcome],
+        counts: Mapping[str, int],
+    ) -> list[_Batch]:
         """Build the batches of a call, in order for each partition; too large records stay out."""
-        counts = {topic: await self._count(topic) for topic in {r.topic for r in records}}
         now_ms = time.time_ns() // NS_PER_MS
         batches: list[_Batch] = []
-        open_: dict[tuple[str, int], _Batch] = {}
-        for index, record in enumerate(records):
-            key, value = record.key, record.value
-            if len(value or b"") + len(key or b"") > _MAX_RECORD_BYTES:
-                outcomes[index] = _TOO_LARGE
-                continue
+        open_: dict[str, dict[int, _Batch]] = {topic: {} for topic in counts}
+        for index in indexes:
+            record = records[index]
+            key, value, headers = record.key, record.value, record.headers
             partition = record.partition
             if partition is None:
                 partition = self._partitioner.any_partition(key, counts[record.topic])
             timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
-            place = (record.topic, partition)
-            batch = open_.get(place)
-            if batch is None or not batch.append(timestamp_ms, key, value, record.headers):
-                batch = open_[place] = _Batch(*place, producer.create_batch())
+            of_topic = open_[record.topic]
+            batch = of_topic.get(partition)
+            headers = list(headers) if headers else _NO_HEADERS
+            if (
+                batch is None
+                or batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+                is None
+            ):
+                # An empty batch takes any record, however large.
+                if len(value or b"") + len(key or b"") > _MAX_RECORD_BYTES:
+                    outcomes[index] = _TOO_LARGE
+                    continue
+                batch = _Batch(record.topic, partition, producer.create_batch())
+                of_topic[partition] = batch
                 batches.append(batch)
-                batch.append(timestamp_ms, key, value, record.headers)
+                batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
             batch.indexes.append(index)
         return batches
 
@@ -246,8 +264,12 @@ class KafkaPublisher:
         future: asyncio.Future[Any],
         deadline_s: float,
         outcomes: list[SendOutcome],
-    ) -> None:
-        """Wait for one batch, up to the deadline, and note the outcome of its records."""
+    ) -> int:
+        """Wait for one batch, up to the deadline, and note the outcome of its records.
+
+        Returns:
+            How many of them are stored.
+        """
         if not future.done():
             # asyncio.wait leaves the future alone: to cancel it would not take the batch back.
             timeout_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
@@ -268,9 +290,10 @@ class KafkaPublisher:
             base_offset = future.result().offset
             for position, index in enumerate(batch.indexes):
                 outcomes[index] = SendOutcome(SendState.OK, batch.partition, base_offset + position)
-            return
+            return len(batch.indexes)
         for index in batch.indexes:
             outcomes[index] = failed
+        return 0
 
     def _note(self, producer: Any, exc: BaseException | None) -> None:
         if isinstance(exc, _DEAD_PRODUCER) and producer is self._producer:
