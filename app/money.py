@@ -14,6 +14,7 @@ ONE_E8 = 100_000_000
 LIMIT_E8 = 10**20
 """Exclusive bound of every amount: decimal(20, 8) has 12 integer digits."""
 
+_POWERS = tuple(10**scale for scale in range(3 * SCALE + 1))
 _STEP = Decimal(1).scaleb(-SCALE)
 # Ours, not the thread's: what a program does to its decimal context changes no amount here.
 _CONTEXT = Context(prec=80, rounding=ROUND_HALF_EVEN)
@@ -106,9 +107,13 @@ def to_decimal(amount: int, scale: int = SCALE) -> Decimal:
 
 def format_scaled(amount: int, scale: int = SCALE) -> str:
     """Write a scaled int as plain decimal text: no exponent, no trailing zeros, no `-0`."""
-    digits = str(abs(amount)).rjust(scale + 1, "0")
-    text = f"{digits[:-scale]}.{digits[-scale:]}".rstrip("0").rstrip(".")
-    return f"-{text}" if amount < 0 else text
+    if not amount:
+        return "0"
+    whole, fraction = divmod(abs(amount), _POWERS[scale])
+    sign = "-" if amount < 0 else ""
+    if not fraction:
+        return f"{sign}{whole}"
+    return f"{sign}{whole}.{str(fraction).rjust(scale, '0').rstrip('0')}"
 
 
 def parse_scaled(text: str, scale: int) -> int:

@@ -10,7 +10,7 @@ import msgspec
 
 from app.errors import DecodeError
 from app.models import Position
-from app.money import SCALE, format_scaled, parse_scaled
+from app.money import ONE_E8, SCALE, format_scaled, parse_scaled
 from app.timestamps import format_timestamp, parse_timestamp
 
 SCHEMA_VERSION: Final = 1
@@ -19,7 +19,7 @@ HEARTBEAT_KEY: Final = b"\x00owner"
 _E24: Final = 3 * SCALE
 
 
-class SourceRef(msgspec.Struct, frozen=True):
+class SourceRef(msgspec.Struct, frozen=True, gc=False):
     """Where the last trade applied stands: the record's state covers the source up to here."""
 
     topic: str
@@ -27,7 +27,7 @@ class SourceRef(msgspec.Struct, frozen=True):
     offset: int
 
 
-class PositionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PositionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One record of the positions topic; the fields are described in docs/position-record.md."""
 
     schema_version: int
@@ -64,7 +64,7 @@ def encode_position(position: Position, *, group: str, topic: str, partition: in
         topic: Source topic of the trades in it, and `partition` of that topic.
         partition: Same number in the source topic and in the positions topic.
     """
-    origins = position.origins
+    origins, multiplier_e8 = position.origins, position.multiplier_e8
     return _encode(
         PositionRecord(
             schema_version=SCHEMA_VERSION,
@@ -77,7 +77,7 @@ def encode_position(position: Position, *, group: str, topic: str, partition: in
             currency=position.currency,
             quantity=format_scaled(position.quantity_e8),
             open_cost=format_scaled(position.open_cost_e24, _E24),
-            multiplier=format_scaled(position.multiplier_e8),
+            multiplier="1" if multiplier_e8 == ONE_E8 else format_scaled(multiplier_e8),
             average_price=format_scaled(position.average_price_e8),
             realized_pnl=format_scaled(position.realized_e24, _E24),
             unrealized_pnl=format_scaled(position.unrealized_e24, _E24),

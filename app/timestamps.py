@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Context, Decimal
+from functools import lru_cache
 from typing import Literal
 
 NS_PER_S = 1_000_000_000
@@ -123,8 +124,16 @@ def _parse_epoch(value: object) -> int:
 def format_timestamp(ns: int) -> str:
     """Write UTC nanoseconds as RFC 3339 with as few of 0, 3, 6 or 9 fractional digits as do."""
     seconds, fraction_ns = divmod(ns, NS_PER_S)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    digits = f"{fraction_ns:09d}"
-    while digits.endswith("000"):
-        digits = digits[:-3]
-    return f"{text}.{digits}Z" if digits else f"{text}Z"
+    text = _second_text(seconds)
+    if not fraction_ns:
+        return f"{text}Z"
+    if fraction_ns % 1000:
+        return f"{text}.{fraction_ns:09d}Z"
+    if fraction_ns % NS_PER_MS:
+        return f"{text}.{fraction_ns // 1000:06d}Z"
+    return f"{text}.{fraction_ns // NS_PER_MS:03d}Z"
+
+
+@lru_cache(maxsize=4096)  # what happens together shares its second
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
