@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.errors import DecodeError
-from app.models import Position
+from app.models import Position, position_key
 from app.money import ONE_E8, SCALE, format_scaled, parse_scaled
 from app.timestamps import format_timestamp, parse_timestamp
 
@@ -49,6 +49,17 @@ class PositionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     mark_time: str | None = None
     trade_count: int = 0
     origins: dict[str, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """Record key of the position.
+
+        Raises:
+            DecodeError: The record has no symbol.
+        """
+        if self.symbol is None:
+            raise DecodeError("position-record-unreadable", "a position record without a symbol")
+        return position_key(self.book, self.symbol)
 
 
 _decode = msgspec.json.Decoder(PositionRecord).decode

@@ -3,8 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -26,7 +25,7 @@ from app.errors import OffsetGapError, TopicError, TradeStreamError, UnreadableE
 from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import CLIENT_ERRORS, STOP_TIMEOUT_S, group_options, transport_error
 from app.kafka_io.partitioner import KeyPartitioner
-from app.kafka_io.raw_batches import RawBatchConsumer
+from app.kafka_io.raw_batches import DecodedBatch, RawBatch, RawBatchConsumer
 from app.ports import Assignment, Record, RecordBatch
 
 log = structlog.get_logger(__name__)
@@ -50,33 +49,6 @@ _NOT_OURS: Final = (
 )
 
 
-class _Fetched(Protocol):
-    """Consecutive records of one partition, fetched and perhaps not yet decoded."""
-
-    @property
-    def partition(self) -> int:
-        """Partition of the topic."""
-
-    @property
-    def next_offset(self) -> int:
-        """Where to go on after them."""
-
-    def records(self) -> Sequence[Record]:
-        """Decode them; asked once."""
-
-
-@dataclass(slots=True)
-class _Decoded:
-    """Records as `getmany()` gives them."""
-
-    partition: int
-    next_offset: int
-    given: Sequence[Record]
-
-    def records(self) -> Sequence[Record]:
-        return self.given
-
-
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """A member of the consumer group; see `ports.RecordSource` for what it promises.
 
@@ -89,10 +61,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._settings = settings
         self._topic = settings.kafka_topic
         self._consumer: Any = None
-        self._is_raw = settings.kafka_raw_batches
         self._assignment = Assignment(0, frozenset())
-        self._fetching: asyncio.Task[list[_Fetched]] | None = None
-        self._backlog: dict[int, deque[_Fetched]] = {}
+        self._fetching: asyncio.Task[Sequence[RawBatch | DecodedBatch]] | None = None
+        self._backlog: dict[int, deque[RawBatch | DecodedBatch]] = {}
         self._sought: dict[int, int] = {}
         self._paused: set[int] = set()
         self._stale: set[int] = set()
@@ -109,6 +80,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             TopicError: The topic is not there.
         """
         self._consumer = RawBatchConsumer(
+            raw=self._settings.kafka_raw_batches,
             **group_options(self._settings),
             partition_assignment_strategy=[StickyPartitionAssignor],  # B14: exactly one
         )
@@ -124,15 +96,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             await self.stop()
             raise TopicError(f"topic {self._topic} is not there")
         self._partition_count = len(known)
-        missing = self._consumer.missing_parts() if self._is_raw else []
-        if missing:
-            self._is_raw = False
-            log.warning("raw_batches_unavailable", missing=missing, instead="getmany, slower")
 
     @property
     def is_raw(self) -> bool:
         """Whether whole batches are read, and not the records that the client makes of them."""
-        return self._is_raw
+        return bool(self._consumer.is_raw)
 
     async def stop(self) -> None:
         """Leave the group and close, within a bound (B11)."""
@@ -228,29 +196,29 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 backlog.popleft()
                 batches.append(self._batch(fetched, records))
                 count += len(records)
-        if not batches and not self._is_raw:
-            return await self._advanced()
         return batches
 
-    def _readable(self) -> list[deque[_Fetched]]:
+    def _readable(self) -> list[deque[RawBatch | DecodedBatch]]:
         return [
             backlog
             for partition, backlog in self._backlog.items()
             if backlog and partition not in self._paused
         ]
 
-    def _batch(self, fetched: _Fetched, records: Sequence[Record]) -> RecordBatch:
+    def _batch(self, fetched: RawBatch | DecodedBatch, records: Sequence[Record]) -> RecordBatch:
         partition, next_offset = fetched.partition, fetched.next_offset
         self._sought[partition] = next_offset
         return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
 
     async def _fetch(self, timeout_s: float) -> None:
         """Take over what the client has, or wait for it; nothing comes where there is nothing."""
-        if self._fetching is None and self._is_raw and timeout_s == 0:
+        if self._fetching is None and self.is_raw and timeout_s == 0:
             self._take(self._consumer.getbatches_nowait, frozenset())
             return
         if self._fetching is None:
-            self._fetching = asyncio.ensure_future(self._fetched(int(timeout_s * 1000)))
+            self._fetching = asyncio.ensure_future(
+                self._consumer.getbatches(timeout_ms=int(timeout_s * 1000))
+            )
         if not self._fetching.done():
             waking = asyncio.ensure_future(self._wake.wait())
             await asyncio.wait(
@@ -269,7 +237,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except _UNREADABLE as exc:
             raise await self._search_unreadable(exc) from exc
 
-    def _take(self, result: Callable[[], list[_Fetched]], stale: Collection[int]) -> None:
+    def _take(
+        self, result: Callable[[], Sequence[RawBatch | DecodedBatch]], stale: Collection[int]
+    ) -> None:
         try:
             fetched = result()
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as exc:
@@ -282,31 +252,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         for some in fetched:
             if some.partition in self._sought and some.partition not in stale:
                 self._backlog.setdefault(some.partition, deque()).append(some)
-
-    async def _fetched(self, timeout_ms: int) -> list[_Fetched]:
-        if self._is_raw:
-            batches: list[_Fetched] = await self._consumer.getbatches(timeout_ms=timeout_ms)
-            return batches
-        polled = await self._consumer.getmany(timeout_ms=timeout_ms)
-        return [
-            _Decoded(tp.partition, records[-1].offset + 1, records)
-            for tp, records in polled.items()
-            if records
-        ]
-
-    async def _advanced(self) -> list[RecordBatch]:
-        """Give empty batches where the position passed control records or aborted ones."""
-        advanced = []
-        for partition, next_offset in self._sought.items():
-            try:
-                position = await self._consumer.position(TopicPartition(self._topic, partition))
-            except (KafkaError, AssertionError):
-                continue  # reassigned in this moment
-            if position > next_offset:
-                self._sought[partition] = position
-                epoch = self._assignment.epoch
-                advanced.append(RecordBatch(partition, epoch, (), (), (), {}, position))
-        return advanced
 
     async def _search_unreadable(self, exc: Exception) -> TradeStreamError:
         """Find the partition that a poll failed on; the caller seeks every one of them again."""

@@ -1,14 +1,15 @@
 """Reads partitions outside of any group: restore, views, checks."""
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from app.config import Settings
 from app.errors import TopicError, TransportError
 from app.kafka_io.diagnosis import no_broker
 from app.kafka_io.options import CLIENT_ERRORS, reader_options, transport_error
+from app.kafka_io.raw_batches import RawBatchConsumer
 from app.ports import Record
 
 _STALL_TIMEOUT_S: Final = 30.0
@@ -63,12 +64,13 @@ class KafkaLogReader:
             idle_ms = 0
             position = start
             while position < end:
-                records = (await consumer.getmany(tp, timeout_ms=_POLL_MS)).get(tp, ())
-                for record in records:
-                    if record.offset >= end:
-                        return
-                    yield record
-                before, position = position, await consumer.position(tp)
+                before = position
+                for batch in await consumer.getbatches(timeout_ms=_POLL_MS):
+                    for record in batch.records():
+                        if record.offset >= end:
+                            return
+                        yield record
+                    position = batch.next_offset
                 idle_ms = 0 if position > before else idle_ms + _POLL_MS
                 if idle_ms >= _STALL_TIMEOUT_S * 1000:
                     raise TransportError(f"{topic} partition {partition} stalls at {position}")
@@ -77,8 +79,10 @@ class KafkaLogReader:
         finally:
             await consumer.stop()
 
-    async def _connected(self) -> Any:
-        consumer = AIOKafkaConsumer(**reader_options(self._settings))
+    async def _connected(self) -> RawBatchConsumer:
+        consumer = RawBatchConsumer(
+            raw=self._settings.kafka_raw_batches, **reader_options(self._settings)
+        )
         try:
             await consumer.start()
         except CLIENT_ERRORS as exc:

@@ -2,20 +2,24 @@
 
 The client has no public way to take batches: whatever it hands out went through several Python
 objects a record. This module reaches for the parts inside, and is the only one that does. They are
-looked at when a consumer starts; where one is missing, `KafkaSource` goes on with `getmany()`.
+looked at when a consumer starts; where one is missing, it goes on with `getmany()`.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
-from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from app.ports import Record
+
+log = structlog.get_logger(__name__)
 
 _CONSUMER = ("_closed", "_coordinator", "_fetcher", "_subscription")
 _FETCHER = ("_create_fetch_waiter", "_notify", "_records", "_wait_consume_future")
@@ -76,8 +80,45 @@ class RawBatch:
         return records
 
 
+@dataclass(slots=True)
+class DecodedBatch:
+    """Records that `getmany()` has made of whatever it had; perhaps none, of control records."""
+
+    partition: int
+    given: Sequence[Record]
+    next_offset: int
+
+    def records(self) -> Sequence[Record]:
+        """Give them."""
+        return self.given
+
+
 class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is untyped
-    """A consumer that can also give what it has fetched as batches."""
+    """A consumer that gives what it has fetched as batches.
+
+    Args:
+        raw: Whether to reach inside; false takes the client's public way, at several times the cost
+            for a record.
+        options: The client's own.
+    """
+
+    def __init__(self, *, raw: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._raw = raw
+        self._positions: dict[TopicPartition, int] = {}
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether whole batches are read, and not the records that the client makes of them."""
+        return self._raw
+
+    async def start(self) -> None:
+        """Connect; what is missing inside is told once, and the public way is taken."""
+        await super().start()
+        missing = self.missing_parts() if self._raw else []
+        if missing:
+            self._raw = False
+            log.warning("raw_batches_unavailable", missing=missing, instead="getmany, slower")
 
     def missing_parts(self) -> list[str]:
         """Name what this version of the client lacks of the parts that are reached for here.
@@ -112,7 +153,7 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
         ]
 
     def getbatches_nowait(self) -> list[RawBatch]:
-        """Give everything that is fetched for assigned partitions.
+        """Give everything that is fetched for assigned partitions; for the raw way only.
 
         Positions move to the end of what is given, so that the next fetch leaves at once.
 
@@ -126,12 +167,14 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
             pass
         return [] if self._subscription.reassignment_in_progress else self._drain()
 
-    async def getbatches(self, *, timeout_ms: int) -> list[RawBatch]:
-        """Give what `getbatches_nowait` gives, or wait for something.
+    async def getbatches(self, *, timeout_ms: int) -> Sequence[RawBatch | DecodedBatch]:
+        """Give everything that is fetched for assigned partitions, or wait for something.
 
         Raises:
-            KafkaError: As there.
+            KafkaError: As `getmany()` does.
         """
+        if not self._raw:
+            return await self._decoded(timeout_ms)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_ms / 1000
         while True:
@@ -147,6 +190,21 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
                 waiter.cancel()
                 return []
             waiter.result()  # the coordinator passes its errors this way
+
+    async def _decoded(self, timeout_ms: int) -> list[DecodedBatch]:
+        polled = await self.getmany(timeout_ms=timeout_ms)
+        batches = []
+        for partition in self.assignment():
+            try:
+                position = await self.position(partition)
+            except (KafkaError, AssertionError):
+                continue  # reassigned in this moment
+            # Control records and aborted ones move a position without a record.
+            if partition in polled or position != self._positions.get(partition, position):
+                records = polled.get(partition, ())
+                batches.append(DecodedBatch(partition.partition, records, position))
+            self._positions[partition] = position
+        return batches
 
     def _drain(self) -> list[RawBatch]:
         batches: list[RawBatch] = []

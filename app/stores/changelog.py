@@ -98,29 +98,38 @@ class Changelog:
         """
         start, end = await self._range(partition)
         restored = Restored(next_offset=end)
+        newest: dict[str, PositionRecord] = {}
         async for record in self._reader.read(self._topic, partition, start, end):
-            self._fold(restored, record, partition)
+            self._fold(restored, newest, record, partition)
+        restored.positions = {key: position_of(read) for key, read in newest.items()}
         return restored
 
-    def _fold(self, restored: Restored, record: Record, partition: int) -> None:
+    def _fold(
+        self,
+        restored: Restored,
+        newest: dict[str, PositionRecord],
+        record: Record,
+        partition: int,
+    ) -> None:
         if record.value is None:
             # Nobody of us deletes: a key that forgot its offset would book its trades again.
             key = (record.key or b"").decode("utf-8", "replace")
-            if key in restored.positions:
+            if key in newest:
                 restored.stale_keys.add(key)
             return
         read = self._read(record, partition)
         restored.is_known = True
-        restored.newest = max(restored.newest, (read.generation, read.source.offset))
+        age = (read.generation, read.source.offset)
+        restored.newest = max(restored.newest, age)
         if read.type == "heartbeat":
             return
-        position = position_of(read)
-        held = restored.positions.get(position.key)
-        if held is None or _age(position) >= _age(held):
-            restored.positions[position.key] = position
-            restored.stale_keys.discard(position.key)
+        key = read.key
+        held = newest.get(key)
+        if held is None or age >= (held.generation, held.source.offset):
+            newest[key] = read
+            restored.stale_keys.discard(key)
         else:
-            restored.stale_keys.add(position.key)
+            restored.stale_keys.add(key)
 
     def _read(self, record: Record, partition: int) -> PositionRecord:
         place = f"{self._topic} partition {partition} offset {record.offset}"

@@ -1,0 +1,45 @@
+"""Our own pipeline behind a peer's client, so that the clients alone are compared."""
+
+from collections.abc import Sequence
+
+from app.models import Fate
+from app.money import format_scaled
+from app.ports import RecordBatch
+from app.services import TradeProcessor
+from benchmarks.peers.contestant import positions_digest
+
+
+class SamePipeline:
+    """One `TradeProcessor` over all partitions, and the counts of what it did."""
+
+    def __init__(self) -> None:
+        self._processor = TradeProcessor()
+        self.booked = 0
+        self.refused = 0
+
+    def process(self, batch: RecordBatch) -> None:
+        """Process consecutive records of one partition."""
+        result = self._processor.process_batch(batch)
+        self.booked += result.fates[Fate.BOOKED]
+        self.refused += len(result.refusals)
+
+    def outcome(self) -> dict[str, object]:
+        """Give the part of the result that only a pipeline has."""
+        return {
+            "booked": self.booked,
+            "refused": self.refused,
+            "positions": positions_digest(
+                (
+                    position.key,
+                    format_scaled(position.quantity_e8),
+                    format_scaled(position.open_cost_e24, 24),
+                    format_scaled(position.realized_e24, 24),
+                )
+                for position in self._processor.positions.values()
+            ),
+        }
+
+
+def touch(values: Sequence[bytes | None]) -> int:
+    """Look at the bytes of each value, as a consumer without a pipeline does."""
+    return sum(value[-1] for value in values if value)
