@@ -42,12 +42,19 @@ def start_up() -> Settings:
             servers=settings.kafka_bootstrap_servers,
             hint="set KAFKA_SECURITY_PROTOCOL=SASL_SSL",
         )
-    # What was imported stays: to look through it again and again would find nothing. And records
-    # make no cycles, so that the collector need not run after every few hundred of them.
+    spare_the_collector()
+    return settings
+
+
+def spare_the_collector() -> None:
+    """Let the garbage collector run seldom, over what is made from now on.
+
+    What was imported stays, so that to look through it again and again would find nothing; and
+    records make no cycles. Reference counts free them, as ever.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    return settings
 
 
 def run_command(command: Callable[[], object]) -> NoReturn:

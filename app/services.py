@@ -21,7 +21,7 @@ from app.models import (
 from app.money import ONE_E8, to_decimal
 from app.pnl import Holding
 from app.ports import RecordBatch
-from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, NS_PER_MS
+from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, MAX_NS, NS_PER_MS, utc_ns
 from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event
 
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
@@ -163,10 +163,13 @@ class TradeProcessor:
                     approved = holding.approved
                     quantity = approved.quantities[event.side][event.quantity]
                     value_e24 = approved.values[event.price]
-                    time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
                 except KeyError:
                     pass
                 else:
+                    try:
+                        time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
+                    except KeyError:
+                        time_ns = utc_ns(stamp) or MAX_NS
                     applied = holding.source_offset
                     if applied < offset and time_ns <= horizon_ns:
                         if applied < first:
@@ -271,22 +274,14 @@ class TradeProcessor:
             offset=offset,
         )
         self._hold(holding)
-        self._approve(holding, event, trade)
+        self._approve(holding)
 
-    def _approve(self, holding: Holding, event: TradeEvent, trade: CheckedTrade) -> None:
-        """Let the next trades like this one be booked without judging what they are made of."""
+    def _approve(self, holding: Holding) -> None:
+        """Let the next common trade be booked without a closer look, if that is the same."""
         if holding.multiplier_e8 != ONE_E8 or holding.currency != self._default_currency:
             holding.approved = NOTHING
-            return
-        holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
-        price, quantity = event.price, event.quantity
-        if trade.price_e8 > 0 and isinstance(price, str | int) and isinstance(quantity, str | int):
-            holding.approved.add(
-                quantity=quantity,
-                quantity_e8=trade.quantity_e8,
-                price=price,
-                price_e8=trade.price_e8,
-            )
+        else:
+            holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
 
 
 class _Positions(Mapping[str, Position]):

@@ -74,6 +74,15 @@ def parse_timestamp(value: object) -> tuple[int, bool]:
     return ns, has_offset
 
 
+def utc_ns(text: str) -> int | None:
+    """Read RFC 3339 text that names its offset; `None` for any other."""
+    try:
+        ns, has_offset = parse_timestamp(text)
+    except TimestampError:
+        return None
+    return ns if has_offset else None
+
+
 def _remember(text: str, ns: int) -> None:
     # A shorter text has no milliseconds of its own to share, and a leap second no place in any.
     if len(text) <= _HEAD or text[-1] != "Z" or text[17:19] == "60":

@@ -1,113 +1,107 @@
-"""`./run.sh bench`: trades per second in and out, with the plain client calls, on a real Kafka.
+"""`./run.sh bench`: measures ours and its peers on a real Kafka; no figure without its gates."""
 
-Each round makes fresh topics and a fresh group on one embedded broker, publishes a backlog with
-`app/producer.py`, drains it with `app/consumer.py`, and counts only if every record has its fate.
-Sink: positions, written to Kafka and acknowledged before offsets are committed.
-"""
-
-import argparse
+import dataclasses
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Final
+
+import typer
 
 from app.embedded.kafka import EmbeddedKafka
+from app.utils import configure_logging
+from benchmarks import machine, report, suites
+from benchmarks.arena import Arena
+from benchmarks.children import end_all
+from benchmarks.live import live
+from benchmarks.rounds import say
+from benchmarks.suites import Scale, Table
+from benchmarks.targets import Result
 
-ROOT = Path(__file__).parents[1]
+_HEAP_MB: Final = 1024
+SUITES: Final[dict[str, tuple[Callable[[Arena, Scale], Table], int, int]]] = {
+    "drain": (suites.drain, 130, 10),
+    "consume": (suites.consume, 40, 4),
+    "produce": (suites.produce, 45, 4),
+    "live": (live, 45, 4),
+    "poison": (suites.poison, 30, 2),
+    "growth": (suites.growth, 90, 12),
+    "workers": (suites.workers, 40, 8),
+    "restore": (suites.restore, 30, 10),
+}
+"""Every suite, with about how many seconds it takes with --quick, and how many minutes without."""
 
 
-def calibrate() -> float:
-    """Give the time of a fixed loop in ms: how fast the machine is at this moment."""
-    started = time.perf_counter()
-    total = 0
-    for number in range(1_000_000):
-        total += number
-    return round((time.perf_counter() - started) * 1000, 1)
-
-
-def run_program(script: str, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Run one program of the application; give its JSON summary and its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments, "--json"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
+def main(
+    what: Annotated[list[str] | None, typer.Argument(help=f"Any of: {', '.join(SUITES)}.")] = None,
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="3 small rounds.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds. [7; 3 if quick]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the runs.")] = 1,
+    no_peers: Annotated[bool, typer.Option("--no-peers", help="Ours alone.")] = False,
+    soak: Annotated[bool, typer.Option("--soak", help="live: 12 minutes more under load.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON.")] = False,
+    write_docs: Annotated[bool, typer.Option("--write-docs", help="Write docs/.")] = False,
+) -> None:
+    """Measure trades per second and CPU per trade, ours and others, on a real Kafka."""
+    chosen = what or list(SUITES)
+    unknown = [name for name in chosen if name not in SUITES]
+    if unknown:
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; choose of {', '.join(SUITES)}")
+    scale = Scale(
+        is_quick=quick,
+        rounds=rounds or (3 if quick else 7),
+        seed=seed,
+        with_peers=not no_peers,
+        is_soak=soak,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {**json.loads(done.stdout), "cpu_s": cpu_s}
+    result = _measure(chosen, scale)
+    if write_docs:
+        report.write_docs(result)
+    print(json.dumps(result, indent=1) if as_json else report.tables(result))
+    failures = [
+        f"{table['name']}, {row['name']}: {row['error']}"
+        for table in result["tables"]
+        for row in table["rows"]
+        if row["is_failure"]
+    ]
+    for failure in failures:
+        say(f"failed: {failure}")
+    sys.exit(1 if failures else 0)
 
 
-def measure(bootstrap: str, round_: int, count: int) -> dict[str, float]:
-    """Publish and drain once on fresh topics."""
-    name = f"bench-{os.getpid()}-{round_}"
-    environment = {
-        "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
-        "KAFKA_TOPIC": f"{name}-events",
-        "DLQ_TOPIC": f"{name}-dlq",
-        "POSITIONS_TOPIC": f"{name}-positions",
-        "KAFKA_GROUP_ID": name,
-        "LOG_LEVEL": "WARNING",
-    }
-    calibration_ms = calibrate()
-    arguments = ["--count", str(count), "--rate", "0", "--seed", str(round_)]
-    produced = run_program("app/producer.py", arguments, environment)
-    consumed = run_program("app/consumer.py", ["--until-caught-up"], environment)
-    fates = consumed["fates"]
-    assert produced["produced"] == count, produced
-    assert fates == {"booked": count}, fates  # no figure without its correctness
+def _measure(chosen: list[str], scale: Scale) -> Result:
+    say(f"{scale.rounds} rounds of up to {scale.count:,} trades")
+    for name in chosen:
+        _, seconds, minutes = SUITES[name]
+        say(f"  {name:8} about {f'{seconds} s' if scale.is_quick else f'{minutes} min'}")
+    configure_logging("ERROR")  # what the client repeats by itself is no news here
+    tables = []
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            EmbeddedKafka(data_dir=Path(folder) / "kafka", port=0, heap_mb=_HEAP_MB) as kafka,
+        ):
+            arena = Arena(kafka, Path(folder))
+            for name in chosen:
+                say(f"{name} ({time.monotonic() - started:.0f} s so far)")
+                tables.append(dataclasses.asdict(SUITES[name][0](arena, scale)))
+                arena.tidy()
+    finally:
+        end_all()
     return {
-        "calibration_ms": calibration_ms,
-        "produce_per_s": produced["produce_per_s"],
-        "produce_cpu_s_per_million": round(produced["cpu_s"] / count * 1e6, 1),
-        "consume_per_s": consumed["consume_per_s"],
-        "consume_cpu_s_per_million": round(consumed["cpu_s"] / count * 1e6, 1),
+        "machine": machine.describe(),
+        "scale": {**dataclasses.asdict(scale), "count": scale.count},
+        "seconds": round(time.monotonic() - started),
+        "tables": tables,
     }
-
-
-def main() -> None:
-    """Measure some rounds; print each and their medians, or one JSON object."""
-    parser = argparse.ArgumentParser(prog="./run.sh bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=300_000, help="trades a round")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 100,000 trades")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.count = 3, 100_000
-    rounds = []
-    with (
-        tempfile.TemporaryDirectory() as data_dir,
-        EmbeddedKafka(data_dir=Path(data_dir) / "kafka", port=0) as kafka,
-    ):
-        for round_ in range(options.rounds):
-            figures = measure(kafka.bootstrap, round_, options.count)
-            rounds.append(figures)
-            print(json.dumps(figures), file=sys.stderr, flush=True)
-    medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    result = {
-        "count": options.count,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "sink": "positions in Kafka",
-        "median": medians,
-        "rounds": rounds,
-    }
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    for name, value in medians.items():
-        print(f"{name:28} {value:>12,}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
