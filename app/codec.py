@@ -37,7 +37,7 @@ class PlainEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=Fa
     published_at: str | None = None
 
 
-class _FullEvent(PlainEvent, kw_only=True, forbid_unknown_fields=True, gc=False):
+class FullEvent(PlainEvent, kw_only=True, forbid_unknown_fields=True, gc=False):
     """A plain event that has every one of its fields."""
 
     book: str
@@ -45,8 +45,8 @@ class _FullEvent(PlainEvent, kw_only=True, forbid_unknown_fields=True, gc=False)
 
 
 _decode_plain = msgspec.json.Decoder(PlainEvent).decode
-_decode_full = msgspec.json.Decoder(_FullEvent).decode
-_FULL_COMMAS: Final = len(_FullEvent.__struct_fields__) - 1
+_decode_full = msgspec.json.Decoder(FullEvent).decode
+_FULL_COMMAS: Final = len(FullEvent.__struct_fields__) - 1
 
 
 class _ExactFee(msgspec.Struct):

@@ -188,8 +188,26 @@ class TradeConsumer:
 
     def _collect(self, partition: OpenPartition, batch: RecordBatch, result: BatchResult) -> None:
         effects = partition.effects
+        if result.refusals or result.misplaced:
+            self._collect_sends(partition, batch, result)
+        if result.touched:
+            effects.touched.update({holding.key: holding for holding in result.touched})
+        for fate, count in result.fates.items():
+            effects.fates[fate] += count
+        effects.published_at += result.published_at
+        if result.suspects:
+            self.stats.suspects.update(result.suspects)
+        self.stats.unknown_fields += result.unknown_fields
+        self.stats.already_applied += result.already_applied
+        self.stats.repaired += result.repaired
+        partition.next_offset = batch.next_offset
+        partition.is_settled = False
+
+    def _collect_sends(
+        self, partition: OpenPartition, batch: RecordBatch, result: BatchResult
+    ) -> None:
+        effects, settings = partition.effects, self._settings
         now_ns = self._now_ns()
-        settings = self._settings
         sends: list[tuple[int, OutgoingRecord]] = [
             (
                 refusal.index,
@@ -210,18 +228,9 @@ class TradeConsumer:
             for index, key in result.misplaced
         ]
         effects.sends += [record for _, record in sorted(sends, key=lambda send: send[0])]
-        effects.touched.update({holding.key: holding for holding in result.touched})
-        effects.fates.update(result.fates)
         effects.fates[Fate.DEAD_LETTERED] += len(result.refusals)
         effects.fates[Fate.REKEYED] += len(result.misplaced)
         effects.reasons.update(refusal.reason for refusal in result.refusals)
-        effects.published_at += result.published_at
-        self.stats.suspects.update(result.suspects)
-        self.stats.unknown_fields += result.unknown_fields
-        self.stats.already_applied += result.already_applied
-        self.stats.repaired += result.repaired
-        partition.next_offset = batch.next_offset
-        partition.is_settled = False
 
     def _rekeyed(self, partition: int, batch: RecordBatch, index: int, key: str) -> OutgoingRecord:
         record = batch.records[index]

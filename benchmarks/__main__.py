@@ -14,7 +14,7 @@ import typer
 
 from app.embedded.kafka import EmbeddedKafka
 from app.utils import configure_logging
-from benchmarks import machine, report, suites
+from benchmarks import instructions, machine, report, suites
 from benchmarks.arena import Arena
 from benchmarks.children import end_all
 from benchmarks.live import live
@@ -24,6 +24,7 @@ from benchmarks.targets import Result
 
 _HEAP_MB: Final = 1024
 SUITES: Final[dict[str, tuple[Callable[[Arena, Scale], Table], int, int]]] = {
+    "layers": (suites.layers, 15, 1),
     "drain": (suites.drain, 130, 10),
     "consume": (suites.consume, 40, 4),
     "produce": (suites.produce, 45, 4),
@@ -37,7 +38,10 @@ SUITES: Final[dict[str, tuple[Callable[[Arena, Scale], Table], int, int]]] = {
 
 
 def main(
-    what: Annotated[list[str] | None, typer.Argument(help=f"Any of: {', '.join(SUITES)}.")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Any of: {', '.join(SUITES)}; or instructions, alone."),
+    ] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="3 small rounds.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds. [7; 3 if quick]")] = None,
@@ -48,6 +52,8 @@ def main(
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Write docs/.")] = False,
 ) -> None:
     """Measure trades per second and CPU per trade, ours and others, on a real Kafka."""
+    if what == ["instructions"]:
+        sys.exit(instructions.main(write=write_docs))
     chosen = what or list(SUITES)
     unknown = [name for name in chosen if name not in SUITES]
     if unknown:

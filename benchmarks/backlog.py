@@ -147,7 +147,7 @@ async def _write_positions_again(settings: Settings, count: int) -> None:
     held = 0
     for partition, (_, end) in (await reader.offset_ranges(settings.positions_topic)).items():
         restored = await changelog.restore(partition)
-        records += changelog.records(partition, restored.positions)
+        records += changelog.records(partition, restored.positions.values())
         held += end
     chunks = (records for _ in range(held, count, len(records)))
     async with KafkaPublisher(settings) as publisher:

@@ -1,4 +1,4 @@
-"""The pipeline of a plain trade written by hand into one loop: what the layers are measured against.
+"""The pipeline of a plain trade in one loop, by hand: what the layers are measured against.
 
 It does for the common trade what `TradeProcessor.process_batch` does, and nothing for any other: no
 dead letters, no re-keying, no replay. Nobody should want to change it; it is not part of the app.
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.codec import _FullEvent
+from app.codec import FullEvent
 from app.models import Position
 from app.money import ONE_E8, parse_amount
 from app.pnl import Holding
 from app.timestamps import parse_timestamp
 
-_decode = msgspec.json.Decoder(_FullEvent).decode
+_decode = msgspec.json.Decoder(FullEvent).decode
 
 
 class FusedPipeline:
@@ -22,13 +22,15 @@ class FusedPipeline:
 
     def __init__(self) -> None:
         self._books: dict[str, dict[str, Holding]] = {}
-        self._amounts: dict[object, int] = {}
+        self._units: dict[object, int] = {}
+        self._prices: dict[object, int] = {}
         self._heads: dict[str, int] = {}
         self._tails: dict[str, int] = {}
 
     def process(self, values: Sequence[bytes], offsets: Sequence[int], horizon_ns: int) -> int:
         """Book plain trades; give how many holdings were touched."""
-        books, amounts, heads, tails = self._books, self._amounts, self._heads, self._tails
+        books, units, prices = self._books, self._units, self._prices
+        heads, tails = self._heads, self._tails
         touched = []
         first = offsets[0]
         body = b"".join(values)
@@ -38,15 +40,16 @@ class FusedPipeline:
         assert b"\x7f" not in body
         for event, offset in zip(map(_decode, values), offsets, strict=False):
             stamp = event.timestamp
-            while True:
-                try:
-                    holding = books[event.book][event.symbol]
-                    quantity = amounts[event.quantity] // ONE_E8
-                    value = amounts[event.price] * ONE_E8 * ONE_E8
-                    time_ns = heads[stamp[:23]] + tails[stamp[23:]]
-                    break
-                except KeyError:
-                    self._learn(event)
+            try:
+                holding = books[event.book][event.symbol]
+                quantity = units[event.quantity]
+                value = prices[event.price]
+                time_ns = heads[stamp[:23]] + tails[stamp[23:]]
+            except KeyError:
+                self._learn(event)
+                holding = books[event.book][event.symbol]
+                quantity, value = units[event.quantity], prices[event.price]
+                time_ns = heads[stamp[:23]] + tails[stamp[23:]]
             if event.side == "SELL":
                 quantity = -quantity
             applied = holding.source_offset
@@ -77,12 +80,12 @@ class FusedPipeline:
             holding.source_offset = offset
         return len(touched)
 
-    def _learn(self, event: _FullEvent) -> None:
+    def _learn(self, event: FullEvent) -> None:
         of_book = self._books.setdefault(event.book, {})
         if event.symbol not in of_book:
             of_book[event.symbol] = Holding(Position(event.book, event.symbol, "USD"))
-        for text in (event.price, event.quantity):
-            self._amounts[text] = parse_amount(text)[0]
+        self._units[event.quantity] = parse_amount(event.quantity)[0] // ONE_E8
+        self._prices[event.price] = parse_amount(event.price)[0] * ONE_E8 * ONE_E8
         head_ns = parse_timestamp(f"{event.timestamp[:23]}Z")[0]
         self._heads[event.timestamp[:23]] = head_ns
         self._tails[event.timestamp[23:]] = parse_timestamp(event.timestamp)[0] - head_ns

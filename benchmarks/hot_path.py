@@ -13,6 +13,8 @@ from typing import Final
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
+from app.approved import WHOLE_UNITS
+from app.codec import decode_plain
 from app.kafka_io.options import MAX_BATCH_BYTES
 from app.kafka_io.raw_batches import RawBatch
 from app.models import Fate
@@ -87,12 +89,7 @@ def fused() -> Callable[[], None]:
 
 def money() -> Callable[[], None]:
     """From the text of price and quantity to scaled integers, as the pipeline does it."""
-    from app.approved import WHOLE_UNITS
-    from app.codec import decode_plain
-
     values = [value for _, value in bodies()]
-    pipeline_once = pipeline()
-    pipeline_once()  # what is booked is remembered
     events = [event for event in decode_plain(values) if event is not None]
 
     def run() -> None:

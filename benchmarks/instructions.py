@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,11 +33,12 @@ def main(*, write: bool) -> int:
     Returns:
         Exit code: 1 when a stage has risen by more than 5%, 2 when there is no valgrind.
     """
-    if shutil.which("valgrind") is None:
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
         print("valgrind is not installed (Debian: apt-get install valgrind)", file=sys.stderr)
         return 2
     with ThreadPoolExecutor(2) as pool:
-        counted = dict(zip(STAGES, pool.map(instructions, STAGES), strict=True))
+        counted = dict(zip(STAGES, pool.map(partial(instructions, valgrind), STAGES), strict=True))
     before = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     known = before.get("stages", {}) if before.get("python") == python else {}
@@ -58,17 +60,17 @@ def main(*, write: bool) -> int:
     return int(bool(risen))
 
 
-def instructions(stage: str) -> int:
+def instructions(valgrind: str, stage: str) -> int:
     """Count the instructions of a stage for one record."""
-    few, more = (_collected(stage, rounds) for rounds in (_FEW, _MORE))
+    few, more = (_collected(valgrind, stage, rounds) for rounds in (_FEW, _MORE))
     return round((more - few) / ((_MORE - _FEW) * RECORDS))
 
 
-def _collected(stage: str, rounds: int) -> int:
+def _collected(valgrind: str, stage: str, rounds: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [
-                "valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out",
+                valgrind, "--tool=callgrind", f"--callgrind-out-file={folder}/out",
                 sys.executable, "-m", "benchmarks.hot_path", stage, str(rounds),
             ],
             env={**os.environ, "PYTHONHASHSEED": "0"},

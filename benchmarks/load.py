@@ -21,7 +21,7 @@ from app.utils import configure_logging
 from benchmarks.backlog import settings_of
 from benchmarks.workload import Stamps, Workload
 
-TICK_S: Final = 0.002
+TICK_S: Final = 0.005
 LEAD_NS: Final = 300_000_000
 """From connected to the first trade."""
 _CHUNK: Final = 2_000

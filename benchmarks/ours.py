@@ -148,7 +148,7 @@ class ObservedChangelog(Changelog):
 class ObservedConsumer(TradeConsumer):
     """Notes when effects were acknowledged, on the monotonic clock, and up to where."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.acked: list[tuple[int, dict[int, int]]] = []
         self._epoch_ns = time.time_ns() - time.monotonic_ns()

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from benchmarks import hot_path
 from benchmarks.arena import Arena
 from benchmarks.backlog import PARTITIONS
 from benchmarks.contestants import CONSUME, DRAIN, OURS_POSITIONS, PRODUCE, Contestant
-from benchmarks.rounds import Entry, Row, measure
+from benchmarks.rounds import Entry, Row, measure, quartiles
 from benchmarks.workload import Workload
 
 BASE: Final = Workload()
@@ -144,6 +145,31 @@ def growth(arena: Arena, scale: Scale) -> Table:
         " 10 KiB hold one field that we do not know, and so are looked at closely."
     )
     return Table("growth", about, rows, next(iter(backlogs)), "backlog", (*Table.columns, *columns))
+
+
+def layers(_: Arena, scale: Scale) -> Table:
+    """Time the stages of the hot path without a broker, beside one loop written by hand."""
+    timed = hot_path.nanoseconds(list(_STAGES), 5 * scale.rounds)
+    rows = [
+        Row(name, "ours", "none", figures={"cpu_ns": quartiles(timed[stage])})
+        for stage, name in _STAGES.items()
+    ]
+    about = (
+        "CPU ns a trade (a position in the last row), without a broker, in turns: decode, check and"
+        " book as the application does it in layers; the same in one loop written by hand; texts of"
+        " price and quantity to scaled integers alone; a stored zstd batch to values; a position to"
+        " its record."
+    )
+    return Table("layers", about, rows, label="stage", columns=(("CPU ns", "cpu_ns", 0),))
+
+
+_STAGES: Final = {
+    "pipeline": "in layers",
+    "fused": "one loop by hand",
+    "money": "money step",
+    "batch": "batch",
+    "positions": "position record",
+}
 
 
 def workers(arena: Arena, scale: Scale) -> Table:

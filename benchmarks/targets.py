@@ -63,17 +63,25 @@ def _over(table: str, upper: str, lower: str, figure: str) -> Find:
     return find
 
 
-def _worst_ratio(*tables: str) -> Find:
-    """Find the largest ratio of our CPU to that of a peer with a pipeline or without."""
+def _ours_over_peer(table: str, peer: str, figure: str) -> Find:
+    """Find the median of the ratios to a peer, each taken within a round."""
 
     def find(result: Result) -> float | None:
-        ratios = [
-            row["ratios"]["cpu_s_per_million"][1]
-            for table in tables
-            for row in rows_of(result, table)
-            if row["table"] not in ("ours", "limit") and row["ratios"]
-        ]
-        return max(ratios, default=None)
+        for row in rows_of(result, table):
+            if row["name"].startswith(peer) and figure in row["ratios"]:
+                ratio: float = row["ratios"][figure][1]
+                return ratio
+        return None
+
+    return find
+
+
+def _peer_over_ours(table: str, peer: str, figure: str) -> Find:
+    """Find the same the other way round."""
+
+    def find(result: Result) -> float | None:
+        ratio = _ours_over_peer(table, peer, figure)(result)
+        return 1 / ratio if ratio else None
 
     return find
 
@@ -82,35 +90,116 @@ _AT_MOST, _AT_LEAST = "\u2264", "\u2265"
 _CPU: Final = "cpu_s_per_million"
 _OURS: Final = "trade-stream"
 
-TARGETS: Final = tuple(
-    Target(*target)
-    for target in (
-        ("drain, no sink: CPU s per million", _AT_MOST, 3.0, _median("drain", _OURS, _CPU)),
-        (
-            "drain, positions written: CPU s per million",
-            *(_AT_MOST, 3.5, _median("drain", f"{_OURS}, positions", _CPU)),
+
+def _less_cpu(peer: str) -> Target:
+    text = f"drain: CPU of {peer} over ours, in the same rounds"
+    limits = {
+        "aiokafka getmany": 1.25,
+        "FastStream batch, raw": 1.9,
+        "confluent-kafka consume": 1.1,
+        "aiokafka async for": 5.0,
+    }
+    return Target(text, _AT_LEAST, limits[peer], _peer_over_ours("drain", peer, _CPU))
+
+
+TARGETS: Final = (
+    Target("drain, no sink: CPU s per million", _AT_MOST, 2.2, _median("drain", _OURS, _CPU)),
+    Target(
+        "drain, positions written: CPU s per million",
+        *(_AT_MOST, 2.6, _median("drain", f"{_OURS}, positions", _CPU)),
+    ),
+    Target(
+        "drain, no sink: trades per second at reference speed",
+        *(_AT_LEAST, 400_000, _median("drain", _OURS, "scaled_rate")),
+    ),
+    *(
+        _less_cpu(peer)
+        for peer in (
+            "aiokafka getmany",
+            "FastStream batch, raw",
+            "confluent-kafka consume",
+            "aiokafka async for",
+        )
+    ),
+    Target("produce: CPU s per million", _AT_MOST, 1.7, _median("produce", _OURS, _CPU)),
+    Target(
+        "produce: our rate over that of confluent-kafka, in the same rounds",
+        *(_AT_LEAST, 0.75, _ours_over_peer("produce", "confluent-kafka produce", "rate")),
+    ),
+    Target(
+        "produce: our rate over that of Kafka's perf tool, in the same rounds",
+        *(_AT_LEAST, 0.75, _ours_over_peer("produce", "Kafka's producer", "rate")),
+    ),
+    Target(
+        "consume: our rate over that of Kafka's perf tool, in the same rounds",
+        *(_AT_LEAST, 0.75, _ours_over_peer("consume", "Kafka's consumer", "rate")),
+    ),
+    Target("live, 100,000/s: p50 ms", _AT_MOST, 8.0, _median("live", "100,000/s", "p50_ms")),
+    Target(
+        "live, 100,000/s: share of seconds with p99 < 50 ms",
+        *(_AT_LEAST, 0.95, _median("live", "100,000/s", "good_share")),
+    ),
+    Target(
+        "live, 100,000/s: trades by which the lag grows in a second",
+        *(_AT_MOST, 500.0, _median("live", "100,000/s", "lag_slope")),
+    ),
+    Target(
+        "live, 150,000/s: trades by which the lag grows in a second",
+        *(_AT_MOST, 750.0, _median("live", "150,000/s", "lag_slope")),
+    ),
+    Target(
+        "trades per second, two processes over one",
+        *(
+            _AT_LEAST,
+            1.7,
+            _over(
+                "workers",
+                f"{_OURS}, positions written, 2",
+                f"{_OURS}, positions written, 1",
+                "rate",
+            ),
         ),
-        ("drain: our CPU over that of the cheapest peer", _AT_MOST, 1.0, _worst_ratio("drain")),
-        ("produce: our CPU over that of the cheapest peer", _AT_MOST, 1.0, _worst_ratio("produce")),
-        (
-            "live, 100,000/s: share of seconds with p99 < 50 ms",
-            *(_AT_LEAST, 0.99, _median("live", "100,000/s", "good_share")),
+    ),
+    Target(
+        "trades per second, two of our processes over two of confluent-kafka",
+        *(
+            _AT_LEAST,
+            1.3,
+            _over(
+                "workers", f"{_OURS}, positions written, 2", "confluent-kafka consume, 2", "rate"
+            ),
         ),
-        (
-            "live, 100,000/s: trades by which the lag grows in a second",
-            *(_AT_MOST, 500.0, _median("live", "100,000/s", "lag_slope")),
+    ),
+    Target(
+        "peak RSS of a worker with 2,000 keys, MB",
+        *(_AT_MOST, 150.0, _median("drain", f"{_OURS}, positions", "peak_rss_mb")),
+    ),
+    Target(
+        "CPU per trade from the first record on, 128 partitions over 4",
+        *(
+            _AT_MOST,
+            1.3,
+            _over("growth", "128 partitions", "4 partitions", "open_cpu_s_per_million"),
         ),
-        (
-            "CPU per trade, 128 partitions over 4",
-            *(_AT_MOST, 1.25, _over("growth", "128 partitions", "4 partitions", _CPU)),
-        ),
-        (
-            "CPU per trade, 1 % poison over clean",
-            *(_AT_MOST, 1.1, _over("poison", "1 % poison", "clean", _CPU)),
-        ),
-        (
-            "trades per second, two processes over one",
-            *(_AT_LEAST, 1.5, _over("workers", f"{_OURS}, 2", f"{_OURS}, 1", "rate")),
-        ),
-    )
+    ),
+    Target(
+        "restore, 2,000 keys: s until the last partition is open",
+        *(_AT_MOST, 15.0, _median("restore", "2,000 keys", "wall_s")),
+    ),
+    Target(
+        "largest stall of the event loop in a drain, ms",
+        *(_AT_MOST, 25.0, _median("drain", f"{_OURS}, positions", "largest_stall_ms")),
+    ),
+    Target(
+        "layers over the hand-fused loop",
+        _AT_MOST,
+        1.1,
+        _over("layers", "in layers", "one loop", "cpu_ns"),
+    ),
+    Target(
+        "money step, share of the pipeline",
+        _AT_MOST,
+        0.15,
+        _over("layers", "money", "in layers", "cpu_ns"),
+    ),
 )

@@ -36,6 +36,8 @@ REVOKE_TIMEOUT_S: Final = 20.0
 
 _RECORDS_A_POLL: Final = 4_000
 """A poll decodes batches until it has so many records: what it may hold up the event loop with."""
+_RECORDS_A_BATCH: Final = 500
+"""Batches of the log are put together to so many records: each one has its fixed costs."""
 _PROBE_MS: Final = 500
 # A1, A2: bytes of a batch that the client cannot take apart; again at every try.
 _UNREADABLE: Final = (UnicodeDecodeError, CorruptRecordException)
@@ -179,36 +181,45 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
         """Give what has arrived for partitions that are sought, or wait for it."""
-        if not any(self._readable()):
+        if not self._readable():
             await self._fetch(timeout_s)
         batches: list[RecordBatch] = []
         count = 0
-        while count < _RECORDS_A_POLL and any(readable := self._readable()):
-            for backlog in readable:
-                fetched = backlog[0]
+        while count < _RECORDS_A_POLL and (readable := self._readable()):
+            for partition in readable:
                 try:
-                    records = fetched.records()
+                    batch = self._decoded(partition)
                 except Exception as exc:
                     if batches:
                         return batches  # this one raises at the next poll
-                    offset = self._sought[fetched.partition]
-                    raise _unreadable(fetched.partition, offset, exc) from exc
-                backlog.popleft()
-                batches.append(self._batch(fetched, records))
-                count += len(records)
+                    raise _unreadable(partition, self._sought[partition], exc) from exc
+                batches.append(batch)
+                count += len(batch.values)
         return batches
 
-    def _readable(self) -> list[deque[RawBatch | DecodedBatch]]:
+    def _decoded(self, partition: int) -> RecordBatch:
+        """Decode what comes next of a partition: one batch, or several where they are small."""
+        backlog = self._backlog[partition]
+        records: list[Record] = []
+        while True:
+            try:
+                records += backlog[0].records()
+            except Exception:
+                if not records:
+                    raise
+                break  # it raises again when it is the first
+            next_offset = backlog.popleft().next_offset
+            if not backlog or len(records) >= _RECORDS_A_BATCH:
+                break
+        self._sought[partition] = next_offset
+        return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
+
+    def _readable(self) -> list[int]:
         return [
-            backlog
+            partition
             for partition, backlog in self._backlog.items()
             if backlog and partition not in self._paused
         ]
-
-    def _batch(self, fetched: RawBatch | DecodedBatch, records: Sequence[Record]) -> RecordBatch:
-        partition, next_offset = fetched.partition, fetched.next_offset
-        self._sought[partition] = next_offset
-        return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
 
     async def _fetch(self, timeout_s: float) -> None:
         """Take over what the client has, or wait for it; nothing comes where there is nothing."""

@@ -62,16 +62,24 @@ class RawBatch:
     error: Exception | None = None
 
     def records(self) -> list[Record]:
-        """Decompress the records; a second call would find none.
+        """Decompress the records; asked once, or again after an error, which it raises again.
 
         Raises:
             CorruptRecordException: The checksum is wrong, or what it covers makes no sense.
             UnicodeDecodeError: The name of a header is no text.
         """
+        if self.error is None and self.native is not None:
+            try:
+                return self._decoded()
+            except Exception as exc:
+                # What is left of the batch would be given by a second try as if it were all.
+                self.error = exc
+                raise
         if self.error is not None:
             raise self.error
-        if self.native is None:
-            return []
+        return []
+
+    def _decoded(self) -> list[Record]:
         if not self.native.validate_crc():
             raise CorruptRecordException(f"wrong checksum at offset {self.native.base_offset}")
         records: list[Record] = list(self.native)

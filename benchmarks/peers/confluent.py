@@ -15,6 +15,7 @@ every acknowledged record would cost more than the rest. `produce` calls `produc
 record, `produce_batch` the call of that name for 1,000.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol, cast, overload
 
@@ -58,8 +60,28 @@ def _consumer(job: Job) -> Consumer:
             "fetch.queue.backoff.ms": 5,
         }
     )
-    consumer.subscribe([job.topic])
+    if not job.go:
+        consumer.subscribe([job.topic])
+        return consumer
+    share = job.partitions // job.members
+
+    def hold(_: Consumer, assigned: list[TopicPartition]) -> None:
+        consumer.assign(assigned)
+        consumer.pause(assigned)
+        if len(assigned) == share:
+            Path(job.ready).write_text(str(os.getpid()), encoding="ascii")
+
+    consumer.subscribe([job.topic], on_assign=hold)
+    while not Path(job.go).exists():
+        consumer.consume(1, 0.01)  # serves the group; what is paused gives nothing
+    consumer.resume(consumer.assignment())
     return consumer
+
+
+def _is_group_done(consumer: Consumer, job: Job) -> bool:
+    everything = [TopicPartition(job.topic, number) for number in range(job.partitions)]
+    committed = consumer.committed(everything, timeout=10.0)
+    return sum(max(0, place.offset) for place in committed) >= job.count
 
 
 def _drain_poll(job: Job) -> dict[str, Any]:
@@ -162,7 +184,9 @@ class LazyRecords(Sequence[Record]):
         return LazyRecord(self._messages[index])
 
 
-def _consume(job: Job, pipeline: SamePipeline | None) -> dict[str, Any]:
+def _consume(  # noqa: C901 - one loop, as it is written with this client
+    job: Job, pipeline: SamePipeline | None
+) -> dict[str, Any]:
     watch = Stopwatch()
     consumer = _consumer(job)
     due: dict[int, int] = {}
@@ -170,8 +194,14 @@ def _consume(job: Job, pipeline: SamePipeline | None) -> dict[str, Any]:
     committed_s = monotonic()
     while records < job.count:
         most = min(_CONSUME_AT_ONCE, job.count - records)
-        messages = cast("list[Fetched]", consumer.consume(most, 0.1))
+        messages = cast("list[Fetched]", consumer.consume(most, 0.01 if job.until_end else 0.1))
         if not messages:
+            if due:
+                consumer.commit(offsets=_offsets(job.topic, due), asynchronous=False)
+                due, committed = {}, records
+                watch.stop()
+            if job.until_end and _is_group_done(consumer, job):
+                break
             continue
         if not records:
             watch.first_record()
@@ -198,9 +228,12 @@ def _consume(job: Job, pipeline: SamePipeline | None) -> dict[str, Any]:
         ) and records < job.count:
             consumer.commit(offsets=_offsets(job.topic, due), asynchronous=True)
             due, committed, committed_s = {}, records, monotonic()
-    consumer.commit(offsets=_offsets(job.topic, due), asynchronous=False)
-    watch.stop()
+    if due:
+        consumer.commit(offsets=_offsets(job.topic, due), asynchronous=False)
+        watch.stop()
     consumer.close()
+    if pipeline and job.positions_file:
+        Path(job.positions_file).write_text("".join(pipeline.lines()), encoding="utf-8")
     return watch.result(records, _VERSIONS, **(pipeline.outcome() if pipeline else {}))
 
 

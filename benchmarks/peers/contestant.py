@@ -15,7 +15,15 @@ EXIT_CANNOT_RUN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the harness asks for; see its documentation for the fields of each mode."""
+    """What the harness asks for.
+
+    Attributes:
+        input: Of a produce job: a msgpack file of keys and values.
+        until_end: Stop when the whole group has committed `count`, not after `count` of our own.
+        members: How many processes the group has; each reads when it has its share of the
+            partitions, has written its pid to the file `ready`, and the file `go` is there.
+        positions_file: Where the positions of one of several processes go.
+    """
 
     mode: str
     variant: str
@@ -27,6 +35,11 @@ class Job:
     input: str = ""
     dlq_topic: str = ""
     positions_topic: str = ""
+    until_end: bool = False
+    members: int = 1
+    ready: str = ""
+    go: str = ""
+    positions_file: str = ""
 
 
 class Stopwatch:
@@ -36,20 +49,25 @@ class Stopwatch:
         self._cpu_from = time.process_time()
         self._wall_from = 0.0
         self._cpu_s = self._wall_s = 0.0
+        self.first_ns = self.last_ns = 0
 
     def first_record(self) -> None:
         """Note that the first record is in hand, or about to be sent; once is enough."""
         self._wall_from = self._wall_from or time.perf_counter()
+        self.first_ns = self.first_ns or time.monotonic_ns()
 
     def stop(self) -> None:
         """Note that the last commit or record is acknowledged."""
         self._wall_s = time.perf_counter() - self._wall_from
+        self.last_ns = time.monotonic_ns()
         self._cpu_s = time.process_time() - self._cpu_from
 
     def result(self, records: int, versions: Mapping[str, str], **more: object) -> dict[str, Any]:
         """Make the result of a run."""
         return {
             "records": records,
+            "first_ns": self.first_ns,
+            "last_ns": self.last_ns,
             "wall_s": round(self._wall_s, 4),
             "cpu_s": round(self._cpu_s, 4),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -90,10 +108,12 @@ def positions_digest(rows: Iterable[tuple[str, str, str, str]]) -> str:
     Args:
         rows: Key, quantity, open cost and realised PnL of each, as plain exact decimals.
     """
-    digest = hashlib.sha256()
-    for row in sorted(rows):
-        digest.update(f"{' '.join(row)}\n".encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(position_lines(rows)).encode()).hexdigest()
+
+
+def position_lines(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """Give the lines that the digest is made of, in their order."""
+    return [f"{' '.join(row)}\n" for row in sorted(rows)]
 
 
 def load_input(path: str, count: int, decode: Callable[[bytes], Any]) -> list[tuple[bytes, bytes]]:

@@ -1,12 +1,12 @@
 """Our own pipeline behind a peer's client, so that the clients alone are compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from app.models import Fate
 from app.money import format_scaled
 from app.ports import RecordBatch
 from app.services import TradeProcessor
-from benchmarks.peers.contestant import positions_digest
+from benchmarks.peers.contestant import position_lines, positions_digest
 
 
 class SamePipeline:
@@ -28,16 +28,21 @@ class SamePipeline:
         return {
             "booked": self.booked,
             "refused": self.refused,
-            "positions": positions_digest(
-                (
-                    position.key,
-                    format_scaled(position.quantity_e8),
-                    format_scaled(position.open_cost_e24, 24),
-                    format_scaled(position.realized_e24, 24),
-                )
-                for position in self._processor.positions.values()
-            ),
+            "positions": positions_digest(self._rows()),
         }
+
+    def lines(self) -> list[str]:
+        """Give the positions as the digest has them."""
+        return position_lines(self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        for position in self._processor.positions.values():
+            yield (
+                position.key,
+                format_scaled(position.quantity_e8),
+                format_scaled(position.open_cost_e24, 24),
+                format_scaled(position.realized_e24, 24),
+            )
 
 
 def touch(values: Sequence[bytes | None]) -> int:
