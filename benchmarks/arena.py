@@ -51,9 +51,9 @@ class Arena:
         """Give a name that no other run has."""
         return f"run{next(self._numbers)}"
 
-    def fresh(self, topic: str, run: str) -> Settings:
+    def fresh(self, topic: str, run: str, *, partitions: int = PARTITIONS) -> Settings:
         """Give settings for one run, whose topics are there; the backlog's may be already."""
-        settings = settings_of(self.bootstrap, topic, run=run)
+        settings = settings_of(self.bootstrap, topic, run=run, partitions=partitions)
         make_topics(settings)
         self._used.append(settings)
         return settings

@@ -71,15 +71,18 @@ OURS_POSITIONS: Final = Contestant("trade-stream", "ours", "", "positions", sink
 DRAIN: Final = (
     OURS_NONE,
     OURS_POSITIONS,
+    Contestant(
+        "trade-stream, public calls", "ours", "", "none", env={"KAFKA_RAW_BATCHES": "false"}
+    ),
     Contestant("aiokafka getmany", SAME, "aiokafka_client", "getmany"),
     Contestant("confluent-kafka consume", SAME, "confluent", "consume"),
     Contestant("FastStream batch, raw", SAME, "faststream_app", "raw", 0.5),
-    Contestant("aiokafka async for", IDIOMATIC, "aiokafka_client", "async-for", 0.25),
-    Contestant("confluent-kafka poll", IDIOMATIC, "confluent", "poll", 0.25),
-    Contestant("FastStream message", IDIOMATIC, "faststream_app", "message", 0.05),
-    Contestant("FastStream batch", IDIOMATIC, "faststream_app", "batch", 0.25),
-    Contestant("Quix Streams", IDIOMATIC, "quix", "dataframe", 0.25),
-    Contestant("Faust", IDIOMATIC, "faust_app", "agent", 0.05),
+    Contestant("aiokafka async for", IDIOMATIC, "aiokafka_client", "async-for", 0.2),
+    Contestant("confluent-kafka poll", IDIOMATIC, "confluent", "poll", 0.2),
+    Contestant("FastStream message", IDIOMATIC, "faststream_app", "message", 0.04),
+    Contestant("FastStream batch", IDIOMATIC, "faststream_app", "batch", 0.2),
+    Contestant("Quix Streams", IDIOMATIC, "quix", "dataframe", 0.2),
+    Contestant("Faust", IDIOMATIC, "faust_app", "agent", 0.04),
 )
 CONSUME: Final = (
     Contestant("trade-stream", "ours", "", "consume"),

@@ -24,7 +24,6 @@ import msgspec
 
 from benchmarks.arena import Arena, check_counts
 from benchmarks.backlog import (
-    PARTITIONS,
     Backlog,
     check_committed,
 )
@@ -41,6 +40,7 @@ _UNIT_NS: Final = 100_000  # latencies are told apart to 0.1 ms
 _SECOND_NS: Final = 1_000_000_000
 _WARM_UP_S: Final = 2
 _SAMPLE_S: Final = 0.5
+_PARTITIONS: Final = 4  # for one worker; small batches in many would cost all three
 _FLAT: Final = 0.005  # of the offered rate: what the lag may grow by in a second
 _PERCENTILES: Final = {"p50_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
 
@@ -60,7 +60,8 @@ def live(arena: Arena, scale: Scale) -> Table:
     sustained = [row.name for row in rows if row.kept and row.kept[0]["is_flat"]]
     return Table(
         "live",
-        "Broker, load and one consumer on the same cores. Latency of every trade, from the moment"
+        f"Broker, load and one consumer on the same cores, {_PARTITIONS} partitions. Latency of"
+        " every trade, from the moment"
         " it was due until its positions are acknowledged; percentiles over"
         f" all trades, and the share of seconds in which p99 stayed below {GOAL_MS} ms. How many"
         " trades the lag grows by in a second; CPU of each process per million trades.",
@@ -86,10 +87,10 @@ def live(arena: Arena, scale: Scale) -> Table:
 def _run(arena: Arena, rate: int, seconds: int, _: int) -> dict[str, Any]:
     """Run load and consumer once."""
     run = arena.run_id()
-    settings = arena.fresh(f"live-{run}", run)
+    settings = arena.fresh(f"live-{run}", run, partitions=_PARTITIONS)
     count = rate * seconds
     files = {name: arena.folder / f"{run}-{name}" for name in ("ready", "go", "acked", "stored")}
-    backlog = Backlog(settings.kafka_topic, count, PARTITIONS, expected_of(_trades(count)))
+    backlog = Backlog(settings.kafka_topic, count, _PARTITIONS, expected_of(_trades(count)))
     consumer = OURS_POSITIONS.start(
         arena.job(settings, "drain", backlog)
         | {"members": 1, "ready": str(files["ready"]), "go": str(files["go"])}

@@ -117,6 +117,8 @@ def _run_once(entry: Entry, row: Row, number: int) -> None:
         end_all()  # of several processes some may be left when one has failed
     after_ms = calibrate()
     speed_ms = (before_ms + after_ms) / 2
+    if "cpu_s_per_million" in figures:
+        figures["scaled_cpu"] = figures["cpu_s_per_million"] * REFERENCE_MS / speed_ms
     if "rate" in figures:
         figures["scaled_rate"] = figures["rate"] * speed_ms / REFERENCE_MS
     row.runs.append(
