@@ -23,6 +23,7 @@ class Holding:
         quantity: Signed number of units held.
         value_e24: Price of one unit, multiplier included, of the last fill: the mark.
         approved: Where amounts of its next fill may be looked up.
+        touched_in: Number of the last batch that changed it.
         The others are those of `Position`.
     """
 
@@ -41,6 +42,7 @@ class Holding:
         "realized_e24",
         "source_offset",
         "symbol",
+        "touched_in",
         "trade_count",
         "unit_e8",
         "value_e24",
@@ -64,6 +66,7 @@ class Holding:
         self.origins = position.origins
         self.generation = position.generation
         self.approved = NOTHING
+        self.touched_in = 0
 
     def position(self) -> Position:
         """Give the state as it is now."""

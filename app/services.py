@@ -82,6 +82,7 @@ class TradeProcessor:
     ) -> None:
         self._holdings: dict[str, Holding] = {}
         self._books: dict[str | None, dict[str, Holding]] = {}
+        self._batch = 0
         for position in positions:
             self._hold(Holding(position))
         self._default_currency = default_currency
@@ -148,10 +149,11 @@ class TradeProcessor:
         if not batch.values:
             return result
         offsets, books, touched = batch.offsets, self._books, result.touched
-        first = offsets[0]
-        horizon_ns = batch.records[0].timestamp * NS_PER_MS + FUTURE_TOLERANCE_NS
+        self._batch = number = self._batch + 1
+        appended_ms = min([record.timestamp for record in batch.records])
+        horizon_ns = appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS
         events = decode_plain(batch.values)
-        for index in batch.headers if first >= effects_from else range(len(events)):
+        for index in batch.headers if offsets[0] >= effects_from else range(len(events)):
             events[index] = None
         judged = 0
         for event, offset in zip(events, offsets, strict=False):
@@ -170,9 +172,9 @@ class TradeProcessor:
                         time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
                     except KeyError:
                         time_ns = utc_ns(stamp) or MAX_NS
-                    applied = holding.source_offset
-                    if applied < offset and time_ns <= horizon_ns:
-                        if applied < first:
+                    if holding.source_offset < offset and time_ns <= horizon_ns:
+                        if holding.touched_in != number:
+                            holding.touched_in = number
                             touched.append(holding)
                         holding.fill(quantity, value_e24, time_ns, offset)
                         continue
@@ -214,8 +216,7 @@ class TradeProcessor:
                     result.misplaced.append((index, key))
                 return None
             holding = self._new_holding(event)
-        applied = holding.source_offset
-        if offset <= applied:
+        if offset <= holding.source_offset:
             # Booked by an earlier life, unless it was refused: that says it again.
             self._check_currency(holding, event)
             result.already_applied += is_open
@@ -226,7 +227,8 @@ class TradeProcessor:
         if origin is not None:
             # The highest origin offset is enough: those of one partition are re-keyed in order.
             holding.origins = {**(holding.origins or {}), origin.partition: origin.offset}
-        if applied < batch.offsets[0]:
+        if holding.touched_in != self._batch:
+            holding.touched_in = self._batch
             result.touched.append(holding)
         result.repaired += not is_open
         result.unknown_fields += unknown_fields

@@ -199,6 +199,25 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
                 return []
             waiter.result()  # the coordinator passes its errors this way
 
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Go on at an offset."""
+        super().seek(partition, offset)
+        self._positions[partition] = offset
+
+    async def getmany(self, *partitions: TopicPartition, **options: Any) -> dict[Any, list[Any]]:
+        """Give what the client's own `getmany()` gives.
+
+        Raises:
+            KafkaError: Whatever a codec or the name of a header raises as well.
+        """
+        try:
+            records: dict[Any, list[Any]] = await super().getmany(*partitions, **options)
+        except KafkaError:
+            raise
+        except Exception as exc:
+            raise CorruptRecordException(f"{type(exc).__name__}: {exc}") from exc
+        return records
+
     async def _decoded(self, timeout_ms: int) -> list[DecodedBatch]:
         polled = await self.getmany(timeout_ms=timeout_ms)
         batches = []
@@ -264,5 +283,7 @@ def _is_for_us(of_partition: Any, native: Any) -> bool:
         if native.is_control_batch and of_partition._contains_abort_marker(native):  # noqa: SLF001
             aborted.discard(native.producer_id)
         if native.is_transactional and native.producer_id in aborted:
+            if not native.validate_crc():  # it may only seem to be what was taken back
+                raise CorruptRecordException(f"wrong checksum at offset {native.base_offset}")
             return False
     return not native.is_control_batch

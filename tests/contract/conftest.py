@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -18,26 +19,40 @@ _names = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def broker_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory in which the real broker keeps its logs."""
+    return tmp_path_factory.mktemp("contract") / "kafka"
+
+
+@pytest.fixture(scope="session")
+def bootstrap(broker_dir: Path) -> Iterator[str]:
     """A real Apache Kafka with a throw-away directory; started when first asked for."""
-    with EmbeddedKafka(data_dir=tmp_path_factory.mktemp("contract") / "kafka", port=0) as kafka:
+    with EmbeddedKafka(data_dir=broker_dir, port=0) as kafka:
         yield kafka.bootstrap
 
 
-@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.integration)])
-def brokers(request: pytest.FixtureRequest) -> str | None:
-    """Address of a real broker, or `None` for the one in memory."""
-    if request.param == "memory":
-        return None
-    address: str = request.getfixturevalue("bootstrap")
-    return address
+_REAL = pytest.mark.integration
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("kafka-raw", marks=_REAL),
+        pytest.param("kafka-getmany", marks=_REAL),
+    ]
+)
+def back_end(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Name of one back end, and the address of its broker if it has a real one."""
+    name: str = request.param
+    return name, "" if name == "memory" else request.getfixturevalue("bootstrap")
 
 
 @pytest.fixture
-async def backend(brokers: str | None) -> AsyncIterator[Backend]:
+async def backend(back_end: tuple[str, str]) -> AsyncIterator[Backend]:
     """One back end with a fresh topic of trades and one of positions, and a fresh group."""
+    kind, address = back_end
     name = f"t{next(_names)}"
-    made = _memory(name) if brokers is None else await _kafka(name, brokers)
+    made = await _kafka(name, address, is_raw=kind == "kafka-raw") if address else _memory(name)
     try:
         yield made
     finally:
@@ -60,7 +75,7 @@ def _memory(name: str) -> Backend:
     )
 
 
-async def _kafka(name: str, bootstrap: str) -> Backend:
+async def _kafka(name: str, bootstrap: str, *, is_raw: bool) -> Backend:
     trades, positions = _topics(name)
     settings = Settings.model_validate(
         {
@@ -69,6 +84,7 @@ async def _kafka(name: str, bootstrap: str) -> Backend:
             "positions_topic": positions,
             "kafka_group_id": name,
             "kafka_session_timeout_ms": 6_000,
+            "kafka_raw_batches": is_raw,
         }
     )
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
