@@ -120,7 +120,7 @@ def poison(arena: Arena, scale: Scale) -> Table:
         arena,
         scale,
         {"clean": _Backlog(), "1 % poison": _Backlog(workload=spoilt)},
-        rounds=scale.rounds,
+        rounds=scale.rounds_among_ours,
     )
     about = (
         "Half of the poison is no JSON, half of it breaks a rule. Every dead letter is sent and"
@@ -139,7 +139,7 @@ def growth(arena: Arena, scale: Scale) -> Table:
     backlogs |= {
         f"codec {name}": _Backlog(codec=name) for name in ("none", "snappy", "lz4", "gzip")
     }
-    rows = _variants(arena, scale, backlogs, rounds=scale.rounds_among_ours)
+    rows = _variants(arena, scale, backlogs, rounds=1)
     columns = (("CPU s/M from the first record on", "open_cpu_s_per_million", 2),)
     about = (
         "Positions written. Each row differs from the first in what it names. Values of 1 KiB and"
@@ -195,7 +195,7 @@ def workers(arena: Arena, scale: Scale) -> Table:
     ]
     rows = measure(
         entries,
-        rounds=1 if scale.is_quick else scale.rounds,
+        rounds=scale.rounds_among_ours,
         seed=scale.seed,
         baseline=entries[0].name,
     )
