@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from app.approved import FRACTIONS, NOTHING, WHOLE_UNITS
-from app.codec import decode_event, decode_plain
+from app.codec import PlainEvent, decode_event, decode_plain
 from app.errors import DecodeError, InvalidTradeError, RecordError
 from app.headers import Origin, origin_of
 from app.models import (
@@ -27,6 +27,9 @@ from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
 LATENCY_STRIDE: Final = 16
 """One event in so many gives its publish time for the latency figures."""
+
+
+_NO_HOLDING: Final = Holding(Position(None, ""))
 
 
 @dataclass(slots=True)
@@ -157,7 +160,7 @@ class TradeProcessor:
             events[index] = None
         judged = 0
         for event, offset in zip(events, offsets, strict=False):
-            # The common trade: everything that it is made of has passed the rules before.
+            # The common trade: what it is made of was read before, or is read in passing.
             if event is not None:
                 stamp = event.timestamp
                 try:
@@ -165,19 +168,15 @@ class TradeProcessor:
                     approved = holding.approved
                     quantity = approved.quantities[event.side][event.quantity]
                     value_e24 = approved.values[event.price]
+                    time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
                 except KeyError:
-                    pass
-                else:
-                    try:
-                        time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
-                    except KeyError:
-                        time_ns = utc_ns(stamp) or MAX_NS
-                    if holding.source_offset < offset and time_ns <= horizon_ns:
-                        if holding.touched_in != number:
-                            holding.touched_in = number
-                            touched.append(holding)
-                        holding.fill(quantity, value_e24, time_ns, offset)
-                        continue
+                    holding, quantity, value_e24, time_ns = self._read(event)
+                if holding.source_offset < offset and time_ns <= horizon_ns:
+                    if holding.touched_in != number:
+                        holding.touched_in = number
+                        touched.append(holding)
+                    holding.fill(quantity, value_e24, time_ns, offset)
+                    continue
             judged += 1
             self._judge(result, batch, offsets.index(offset), is_open=offset >= effects_from)
         result.fates[Fate.BOOKED] += len(events) - judged
@@ -187,6 +186,18 @@ class TradeProcessor:
             if event is not None and event.published_at is not None
         ]
         return result
+
+    def _read(self, event: PlainEvent) -> tuple[Holding, int, int, int]:
+        """Read what a common trade is made of; of any other the time is out of reach."""
+        holding = self._books.get(event.book or None, {}).get(event.symbol)
+        time_ns = utc_ns(event.timestamp)
+        if holding is None or time_ns is None:
+            return _NO_HOLDING, 0, 0, MAX_NS
+        approved = holding.approved
+        if not approved.read(event.quantity, event.price):
+            return holding, 0, 0, MAX_NS
+        quantity = approved.quantities[event.side][event.quantity]
+        return holding, quantity, approved.values[event.price], time_ns
 
     def _judge(self, result: BatchResult, batch: RecordBatch, index: int, *, is_open: bool) -> None:
         """Process one record by all the rules."""
