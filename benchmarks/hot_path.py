@@ -92,6 +92,9 @@ def money() -> Callable[[], None]:
     values = [value for _, value in bodies()]
     events = [event for event in decode_plain(values) if event is not None]
 
+    for event in events:
+        WHOLE_UNITS.read(event.quantity, event.price)
+
     def run() -> None:
         for event in events:
             approved = WHOLE_UNITS
