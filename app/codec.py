@@ -33,14 +33,14 @@ class PlainEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=Fa
     price: str | int
     quantity: str | int
     timestamp: str
-    book: str | None = None
+    book: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     published_at: str | None = None
 
 
 class FullEvent(PlainEvent, kw_only=True, forbid_unknown_fields=True, gc=False):
     """A plain event that has every one of its fields."""
 
-    book: str
+    book: Annotated[str, msgspec.Meta(min_length=1)]
     published_at: str
 
 

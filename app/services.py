@@ -164,7 +164,7 @@ class TradeProcessor:
             if event is not None:
                 stamp = event.timestamp
                 try:
-                    holding = books[event.book or None][event.symbol]
+                    holding = books[event.book][event.symbol]
                     approved = holding.approved
                     quantity = approved.quantities[event.side][event.quantity]
                     value_e24 = approved.values[event.price]
@@ -189,7 +189,7 @@ class TradeProcessor:
 
     def _read(self, event: PlainEvent) -> tuple[Holding, int, int, int]:
         """Read what a common trade is made of; of any other the time is out of reach."""
-        holding = self._books.get(event.book or None, {}).get(event.symbol)
+        holding = self._books.get(event.book, {}).get(event.symbol)
         time_ns = utc_ns(event.timestamp)
         if holding is None or time_ns is None:
             return _NO_HOLDING, 0, 0, MAX_NS
