@@ -47,7 +47,9 @@ def main(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds. [7; 3 if quick]")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the runs.")] = 1,
     no_peers: Annotated[bool, typer.Option("--no-peers", help="Ours alone.")] = False,
-    soak: Annotated[bool, typer.Option("--soak", help="live: 12 minutes more under load.")] = False,
+    soak: Annotated[
+        bool, typer.Option("--soak", help="live for 12 minutes more, restore with 1,000,000 keys.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON.")] = False,
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Write docs/.")] = False,
 ) -> None:

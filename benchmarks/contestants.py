@@ -77,12 +77,12 @@ DRAIN: Final = (
     Contestant("aiokafka getmany", SAME, "aiokafka_client", "getmany"),
     Contestant("confluent-kafka consume", SAME, "confluent", "consume"),
     Contestant("FastStream batch, raw", SAME, "faststream_app", "raw", 0.5),
-    Contestant("aiokafka async for", IDIOMATIC, "aiokafka_client", "async-for", 0.2),
-    Contestant("confluent-kafka poll", IDIOMATIC, "confluent", "poll", 0.2),
-    Contestant("FastStream message", IDIOMATIC, "faststream_app", "message", 0.04),
-    Contestant("FastStream batch", IDIOMATIC, "faststream_app", "batch", 0.2),
-    Contestant("Quix Streams", IDIOMATIC, "quix", "dataframe", 0.2),
-    Contestant("Faust", IDIOMATIC, "faust_app", "agent", 0.04),
+    Contestant("aiokafka async for", IDIOMATIC, "aiokafka_client", "async-for", 0.1),
+    Contestant("confluent-kafka poll", IDIOMATIC, "confluent", "poll", 0.1),
+    Contestant("FastStream message", IDIOMATIC, "faststream_app", "message", 0.02),
+    Contestant("FastStream batch", IDIOMATIC, "faststream_app", "batch", 0.1),
+    Contestant("Quix Streams", IDIOMATIC, "quix", "dataframe", 0.1),
+    Contestant("Faust", IDIOMATIC, "faust_app", "agent", 0.02),
 )
 CONSUME: Final = (
     Contestant("trade-stream", "ours", "", "consume"),

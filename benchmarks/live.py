@@ -47,7 +47,7 @@ _PERCENTILES: Final = {"p50_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
 
 def live(arena: Arena, scale: Scale) -> Table:
     """Offer trades at several rates."""
-    plan = [(rate, 8 if scale.is_quick else 30) for rate in (50_000, 100_000, 150_000, 200_000)]
+    plan = [(rate, 8 if scale.is_quick else 20) for rate in (50_000, 100_000, 150_000, 200_000)]
     if scale.is_quick:
         plan = plan[:2]
     if scale.is_soak:

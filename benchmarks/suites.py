@@ -211,7 +211,7 @@ def restore(arena: Arena, scale: Scale) -> Table:
     """Start a consumer whose positions were written many times over."""
     again = 200_000 if scale.is_quick else 1_000_000
     plan = [("2,000 keys", BASE, scale.count, again)]
-    if not scale.is_quick:
+    if scale.is_soak:
         many = Workload(books=1_000, symbols=1_000)
         plan.append(("1,000,000 keys", many, 1_000_000, 1_000_000))
     entries = [
