@@ -319,6 +319,7 @@ class TradeConsumer:
         self._commit_started_s = self._monotonic()
         next_offsets = {number: acked.next_offset for number, acked in self._in_commit.items()}
         self._commit = asyncio.ensure_future(commit(self._source, next_offsets))
+        self._commit.add_done_callback(lambda _: self._source.wake())
 
     def _settle(self) -> None:
         """Take the results of a flush and a commit that have ended; raises what they raised."""

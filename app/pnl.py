@@ -90,6 +90,9 @@ class Holding:
     def fill(self, quantity: int, value_e24: int, time_ns: int, offset: int) -> None:
         """Fold a fill into the position by the average-cost method.
 
+        What is realised moves only by what the fill closes; it is exact but for one unit of 10^-24
+        for each partial close, which the next closes make good.
+
         Args:
             quantity: Units bought > 0, sold < 0, never 0.
             value_e24: Price of one unit, multiplier included; it becomes the mark.
@@ -144,31 +147,3 @@ class Holding:
         self.fees_e8 += fee_e8
         value_e24 = price_e8 * multiplier_e8 * self.unit_e8
         self.fill(signed_quantity_e8 // self.unit_e8, value_e24, time_ns, offset)
-
-
-def apply_fill(
-    position: Position,
-    *,
-    signed_quantity_e8: int,
-    price_e8: int,
-    multiplier_e8: int,
-    fee_e8: int,
-    time_ns: int,
-    offset: int,
-) -> Position:
-    """Give the position that a fill makes of another one; the arguments are `fill_exactly`'s.
-
-    Returns:
-        The state after. `realized_e24` moves only by what the fill closes; it is exact but for one
-        unit of 10^-24 for each partial close, which the next closes make good.
-    """
-    holding = Holding(position)
-    holding.fill_exactly(
-        signed_quantity_e8=signed_quantity_e8,
-        price_e8=price_e8,
-        multiplier_e8=multiplier_e8,
-        fee_e8=fee_e8,
-        time_ns=time_ns,
-        offset=offset,
-    )
-    return holding.position()

@@ -154,7 +154,8 @@ class TradeProcessor:
         offsets, books, touched = batch.offsets, self._books, result.touched
         self._batch = number = self._batch + 1
         appended_ms = min([record.timestamp for record in batch.records])
-        horizon_ns = appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS
+        # Below MAX_NS whatever a producer's clock says: that is the time of what was not read.
+        horizon_ns = min(appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS, MAX_NS - 1)
         events = decode_plain(batch.values)
         for index in batch.headers if offsets[0] >= effects_from else range(len(events)):
             events[index] = None

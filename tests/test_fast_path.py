@@ -416,6 +416,13 @@ def test_records_appended_earlier_than_the_first_are_judged_by_their_own_time() 
     compare(records)
 
 
+def test_clock_beyond_all_trades_books_nothing_unread() -> None:
+    """Where a sender dates records past the last year of a trade, a bad one is refused still."""
+    late_ms = 2**42
+    bad = [event(quantity="0"), event(price="-1"), event(timestamp="soon"), event(symbol="NEW")]
+    compare([Stored(n, body, late_ms) for n, body in enumerate([event(), *bad, event()])])
+
+
 def test_second_copy_is_recognised_among_common_trades() -> None:
     """A re-keyed trade is never booked as a common one, however common it looks."""
     origin = (Origin("t", 1, 5).to_header(),)

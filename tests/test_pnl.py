@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from app.models import Fee, Position, TradeEvent
 from app.money import LIMIT_E8, ONE_E8, parse_amount
-from app.pnl import apply_fill
+from app.pnl import Holding
 from app.services import TradeProcessor
 
 UNIT = Fraction(1, 10**24)
@@ -111,6 +111,13 @@ def parts(fill: str) -> tuple[str, str, str, str]:
     trade, _, fee = fill.partition(" ")
     quantity, _, price = trade[1:].partition("@")
     return {"B": "BUY", "S": "SELL"}[trade[0]], quantity, price, fee or "0"
+
+
+def apply_fill(position: Position, **fill: int) -> Position:
+    """Give the position that a fill makes of another one."""
+    holding = Holding(position)
+    holding.fill_exactly(**fill)
+    return holding.position()
 
 
 def after(position: Position, fill: Fill) -> Position:

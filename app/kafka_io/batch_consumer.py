@@ -224,7 +224,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     async def _fetch(self, timeout_s: float) -> None:
         """Take over what the client has, or wait for it; nothing comes where there is nothing."""
         if self._fetching is None and self.is_raw and timeout_s == 0:
-            self._take(self._consumer.getbatches_nowait, frozenset())
+            await self._take(self._consumer.getbatches_nowait, frozenset())
             return
         if self._fetching is None:
             self._fetching = asyncio.ensure_future(
@@ -243,12 +243,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             return
         done, self._fetching = self._fetching, None
         stale, self._stale = self._stale, set()
-        try:
-            self._take(done.result, stale)
-        except _UNREADABLE as exc:
-            raise await self._search_unreadable(exc) from exc
+        await self._take(done.result, stale)
 
-    def _take(
+    async def _take(
         self, result: Callable[[], Sequence[RawBatch | DecodedBatch]], stale: Collection[int]
     ) -> None:
         try:
@@ -256,8 +253,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except (NoOffsetForPartitionError, OffsetOutOfRangeError) as exc:
             self._check_range(exc)
             return
-        except _UNREADABLE:
-            raise
+        except _UNREADABLE as exc:
+            raise await self._search_unreadable(exc) from exc
         except CLIENT_ERRORS as exc:
             raise transport_error("cannot fetch", self._settings, exc) from exc
         for some in fetched:
