@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import Final
 
 import structlog
@@ -55,6 +56,11 @@ class PartitionEffects:
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     published_at: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many records it takes to send all of it, about."""
+        return len(self.sends) + len(self.touched) + len(self.positions)
 
     def freeze(self, next_offset: int) -> None:
         """Settle what is to be written: the state of every touched holding as it is now."""
@@ -197,7 +203,7 @@ async def _publish_all(
             await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - full jitter
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
     for of_partition in acks.values():
-        of_partition.sort(key=lambda outcome: outcome.offset)
+        of_partition.sort(key=attrgetter("offset"))
     return acks
 
 

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
+from itertools import repeat
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -44,9 +45,16 @@ class FullEvent(PlainEvent, kw_only=True, forbid_unknown_fields=True, gc=False):
     published_at: str
 
 
+class _Published(msgspec.Struct, gc=False):
+    published_at: str | None = None
+
+
 _decode_plain = msgspec.json.Decoder(PlainEvent).decode
 _decode_full = msgspec.json.Decoder(FullEvent).decode
-_FULL_COMMAS: Final = len(FullEvent.__struct_fields__) - 1
+_decode_published = msgspec.json.Decoder(_Published).decode
+_FULL_COMMAS: Final = frozenset({len(FullEvent.__struct_fields__) - 1})
+
+NotPlainError = msgspec.DecodeError
 
 
 class _ExactFee(msgspec.Struct):
@@ -77,30 +85,34 @@ def encode_event(event: TradeEvent) -> bytes:
     return _encode(event)
 
 
-def decode_plain(values: Sequence[bytes | None]) -> list[PlainEvent | None]:
-    """Read the values of a batch whose events are plain; `None` where a closer look is needed.
+def decode_plain(values: Sequence[bytes | None]) -> Iterator[PlainEvent | None]:
+    """Read the values of a batch whose events are plain, each when it is asked for.
 
-    A body of k fields has k - 1 commas at the least, so one with exactly as many has no key twice;
-    and a batch with as few as its full events need has no such body. Text without an escape, of
-    ASCII and without DEL is printable. So a batch like most is judged as one piece.
+    A body of k fields has k - 1 commas at the least, so one with exactly as many has no key twice
+    and no other field. Text without an escape, of ASCII and without DEL is printable. So a batch
+    like most is judged as one piece before any of it is decoded.
+
+    Returns:
+        An event for each value; `None` where a closer look is needed. In its place the iterator
+        may raise `NotPlainError`: it goes on with the value after that.
     """
     try:
-        events: list[PlainEvent | None] = list(map(_decode_full, values))  # type: ignore[arg-type]
         body = b"".join(values)  # type: ignore[arg-type]  # a tombstone is no bytes: TypeError
-    except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
-        return [_decode_alone(value) for value in values]
+    except TypeError:
+        return map(decode_alone, values)
     if (
-        body.count(b",") == _FULL_COMMAS * len(values)
-        and body.isascii()
-        and b"\\" not in body
+        b"\\" not in body
         and b"\x7f" not in body
+        and body.isascii()
+        and set(map(bytes.count, values, repeat(b","))) == _FULL_COMMAS  # type: ignore[arg-type]
         and (len(body) <= MAX_VALUE_BYTES or max(map(len, values)) <= MAX_VALUE_BYTES)  # type: ignore[arg-type]
     ):
-        return events
-    return [_decode_alone(value) for value in values]
+        return map(_decode_full, values)  # type: ignore[arg-type]
+    return map(decode_alone, values)
 
 
-def _decode_alone(value: bytes | None) -> PlainEvent | None:
+def decode_alone(value: bytes | None) -> PlainEvent | None:
+    """Read one value whose event is plain; `None` where a closer look is needed."""
     if not value or len(value) > MAX_VALUE_BYTES:
         return None
     try:
@@ -111,6 +123,14 @@ def _decode_alone(value: bytes | None) -> PlainEvent | None:
     if value.count(b",") != commas or not event.trade_id.isprintable():
         return None
     return event
+
+
+def published_at(value: bytes | None) -> str | None:
+    """Read when an event was due to be published, if it says so; nothing else is looked at."""
+    try:
+        return _decode_published(value or b"").published_at
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
 
 
 def decode_event(value: bytes | None) -> tuple[TradeEvent, bool, int]:

@@ -133,11 +133,11 @@ class Settings(BaseModel):
         default=5, description="Attempts for a record that surely was not sent."
     )
     commit_interval_ms: Annotated[int, Field(ge=10, le=10_000)] = Field(
-        default=100,
+        default=250,
         description="Longest time between commits, and between flushes, while trades arrive.",
     )
     commit_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=50_000, description="Most records in flight before the partitions are paused."
+        default=100_000, description="Most records in flight before the partitions are paused."
     )
     consumer_chunk_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=500, description="Records processed before the event loop gets a turn."

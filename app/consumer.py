@@ -14,10 +14,12 @@ if not __package__:  # `python app/consumer.py`: put the root, not app/, on the 
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import structlog
@@ -52,6 +54,8 @@ PROGRESS_INTERVAL_S: Final = 5.0
 PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
+_EFFECTS_A_FLUSH: Final = 300
+"""Of a flush that is started because nothing else is to do: some milliseconds of work."""
 FINISH_TIMEOUT_S: Final = 12.0
 """Longest wait for the last flush and commit before partitions are given up."""
 
@@ -102,7 +106,6 @@ class TradeConsumer:
         self._restoring: dict[int, asyncio.Task[OpenPartition | None]] = {}
         self._flush: asyncio.Task[FlushResult] | None = None
         self._in_flush: dict[int, PartitionEffects] = {}
-        self._flush_started_s = 0.0
         self._commit: asyncio.Task[bool] | None = None
         self._in_commit: dict[int, PartitionEffects] = {}
         self._commit_started_s = 0.0
@@ -148,7 +151,8 @@ class TradeConsumer:
         try:
             batches = await self._source.poll(timeout_s=0)
             if not batches:
-                self._start_flush()  # nothing is at hand: what is processed need not wait for more
+                # Nothing is at hand: what is processed need not wait for more, nor for much else.
+                self._start_flush(at_most=_EFFECTS_A_FLUSH)
                 batches = await self._source.poll(timeout_s=POLL_TIMEOUT_S)
         except TransportError as exc:
             log.warning("poll_failed", error=str(exc))
@@ -269,9 +273,8 @@ class TradeConsumer:
         """Flush and commit what has waited for its interval."""
         interval_s = self._settings.commit_interval_ms / 1000
         now_s = self._monotonic()
-        if now_s - self._flush_started_s >= interval_s:
-            self._add_heartbeats(now_s)
-            self._start_flush()
+        self._add_heartbeats(now_s)
+        self._start_flush(waited_s=interval_s)
         if now_s - self._commit_started_s >= interval_s:
             self._start_commit()
 
@@ -283,19 +286,32 @@ class TradeConsumer:
                     partition.number, partition.next_offset - 1
                 )
 
-    def _start_flush(self) -> None:
+    def _start_flush(self, *, waited_s: float = 0.0, at_most: float = math.inf) -> None:
+        """Send the effects of partitions, unless a flush is on its way.
+
+        Args:
+            waited_s: Leave out the partitions whose last flush was less than so long ago.
+            at_most: Take the partitions that waited longest, one at the least, up to so many
+                effects: the shorter a flush, the sooner the next one.
+        """
         if self._flush is not None:
             return
-        for partition in self._open.values():
-            if partition.has_effects:
-                effects, partition.effects = partition.effects, PartitionEffects(0)
-                # Never backwards: a margin is read again below what is committed.
-                effects.freeze(max(partition.next_offset, partition.committed))
-                effects.changelog_offset = partition.changelog_offset
-                self._in_flush[partition.number] = effects
+        now_s = self._monotonic()
+        due = [p for p in self._open.values() if now_s - p.flushed_s >= waited_s and p.has_effects]
+        due.sort(key=attrgetter("flushed_s"))
+        count = 0
+        for partition in due:
+            count += partition.effects.size
+            if count > at_most and self._in_flush:
+                break
+            effects, partition.effects = partition.effects, PartitionEffects(0)
+            # Never backwards: a margin is read again below what is committed.
+            effects.freeze(max(partition.next_offset, partition.committed))
+            effects.changelog_offset = partition.changelog_offset
+            partition.flushed_s = now_s
+            self._in_flush[partition.number] = effects
         if not self._in_flush:
             return
-        self._flush_started_s = self._monotonic()
         self._flush = asyncio.ensure_future(
             flush(
                 self._in_flush,

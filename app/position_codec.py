@@ -4,6 +4,7 @@
 is what was written, to the last digit.
 """
 
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import msgspec
@@ -27,7 +28,7 @@ class SourceRef(msgspec.Struct, frozen=True, gc=False):
     offset: int
 
 
-class PositionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class PositionRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One record of the positions topic; the fields are described in docs/position-record.md."""
 
     schema_version: int
@@ -62,6 +63,7 @@ class PositionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return position_key(self.book, self.symbol)
 
 
+_text_e8 = lru_cache(maxsize=65_536)(format_scaled)  # of what is the same in many records
 _decode = msgspec.json.Decoder(PositionRecord).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -75,28 +77,28 @@ def encode_position(position: Position, *, group: str, topic: str, partition: in
         topic: Source topic of the trades in it, and `partition` of that topic.
         partition: Same number in the source topic and in the positions topic.
     """
-    origins, multiplier_e8 = position.origins, position.multiplier_e8
+    multiplier_e8, origins = position.multiplier_e8, position.origins
     return _encode(
-        PositionRecord(
-            schema_version=SCHEMA_VERSION,
-            type="position",
-            group=group,
-            source=SourceRef(topic, partition, position.source_offset),
-            generation=position.generation,
-            book=position.book,
-            symbol=position.symbol,
-            currency=position.currency,
-            quantity=format_scaled(position.quantity_e8),
-            open_cost=format_scaled(position.open_cost_e24, _E24),
-            multiplier="1" if multiplier_e8 == ONE_E8 else format_scaled(multiplier_e8),
-            average_price=format_scaled(position.average_price_e8),
-            realized_pnl=format_scaled(position.realized_e24, _E24),
-            unrealized_pnl=format_scaled(position.unrealized_e24, _E24),
-            fees=format_scaled(position.fees_e8),
-            mark=format_scaled(position.mark_e8),
-            mark_time=format_timestamp(position.mark_ns) if position.mark_ns else None,
-            trade_count=position.trade_count,
-            origins={str(p): o for p, o in origins.items()} if origins else None,
+        PositionRecord(  # in the order of its fields: names would take as long as all the rest
+            SCHEMA_VERSION,
+            "position",
+            group,
+            SourceRef(topic, partition, position.source_offset),
+            position.generation,
+            position.book,
+            position.symbol,
+            position.currency,
+            _text_e8(position.quantity_e8),
+            format_scaled(position.open_cost_e24, _E24),
+            "1" if multiplier_e8 == ONE_E8 else format_scaled(multiplier_e8),
+            format_scaled(position.average_price_e8),
+            format_scaled(position.realized_e24, _E24),
+            format_scaled(position.unrealized_e24, _E24),
+            _text_e8(position.fees_e8),
+            _text_e8(position.mark_e8),
+            format_timestamp(position.mark_ns) if position.mark_ns else None,
+            position.trade_count,
+            {str(p): o for p, o in origins.items()} if origins else None,
         )
     )
 

@@ -3,10 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final
 
 from app.approved import FRACTIONS, NOTHING, WHOLE_UNITS
-from app.codec import PlainEvent, decode_event, decode_plain
+from app.codec import (
+    NotPlainError,
+    PlainEvent,
+    decode_alone,
+    decode_event,
+    decode_plain,
+    published_at,
+)
 from app.errors import DecodeError, InvalidTradeError, RecordError
 from app.headers import Origin, origin_of
 from app.models import (
@@ -25,7 +33,7 @@ from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, MAX_NS, NS_PER_MS, utc_ns
 from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event
 
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
-LATENCY_STRIDE: Final = 16
+LATENCY_STRIDE: Final = 64
 """One event in so many gives its publish time for the latency figures."""
 
 
@@ -156,36 +164,40 @@ class TradeProcessor:
         appended_ms = min([record.timestamp for record in batch.records])
         # Below MAX_NS whatever a producer's clock says: that is the time of what was not read.
         horizon_ns = min(appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS, MAX_NS - 1)
-        events = decode_plain(batch.values)
-        for index in batch.headers if offsets[0] >= effects_from else range(len(events)):
-            events[index] = None
-        judged = 0
-        for event, offset in zip(events, offsets, strict=False):
-            # The common trade: what it is made of was read before, or is read in passing.
-            if event is not None:
-                stamp = event.timestamp
-                try:
-                    holding = books[event.book][event.symbol]
-                    approved = holding.approved
-                    quantity = approved.quantities[event.side][event.quantity]
-                    value_e24 = approved.values[event.price]
-                    time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
-                except KeyError:
-                    holding, quantity, value_e24, time_ns = self._read(event)
-                if holding.source_offset < offset and time_ns <= horizon_ns:
-                    if holding.touched_in != number:
-                        holding.touched_in = number
-                        touched.append(holding)
-                    holding.fill(quantity, value_e24, time_ns, offset)
-                    continue
-            judged += 1
-            self._judge(result, batch, offsets.index(offset), is_open=offset >= effects_from)
-        result.fates[Fate.BOOKED] += len(events) - judged
-        result.published_at += [
-            event.published_at
-            for event in events[::LATENCY_STRIDE]
-            if event is not None and event.published_at is not None
-        ]
+        judged, offset = 0, -1
+        records = zip(offsets, _common(batch, effects_from), strict=False)
+        while True:
+            try:
+                for offset, event in records:
+                    # The common trade: what it is made of was read before, or is in passing.
+                    if event is not None:
+                        stamp = event.timestamp
+                        try:
+                            holding = books[event.book][event.symbol]
+                            approved = holding.approved
+                            quantity = approved.quantities[event.side][event.quantity]
+                            value_e24 = approved.values[event.price]
+                            time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
+                        except KeyError:
+                            holding, quantity, value_e24, time_ns = self._read(event)
+                        if holding.source_offset < offset and time_ns <= horizon_ns:
+                            if holding.touched_in != number:
+                                holding.touched_in = number
+                                touched.append(holding)
+                            holding.fill(quantity, value_e24, time_ns, offset)
+                            continue
+                    judged += 1
+                    index = offsets.index(offset)
+                    self._judge(result, batch, index, is_open=offset >= effects_from)
+                break
+            except NotPlainError:  # of the record after the last one; the others go on
+                index = 0 if offset < 0 else offsets.index(offset) + 1
+                judged, offset = judged + 1, offsets[index]
+                self._judge(result, batch, index, is_open=offset >= effects_from)
+        result.fates[Fate.BOOKED] += len(offsets) - judged
+        if offsets[0] >= effects_from:
+            sample = map(published_at, batch.values[::LATENCY_STRIDE])
+            result.published_at += [text for text in sample if text is not None]
         return result
 
     def _read(self, event: PlainEvent) -> tuple[Holding, int, int, int]:
@@ -296,6 +308,18 @@ class TradeProcessor:
             holding.approved = NOTHING
         else:
             holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
+
+
+def _common(batch: RecordBatch, effects_from: int) -> Iterable[PlainEvent | None]:
+    """Give the events that may be booked without a closer look, `None` in the place of others."""
+    if batch.offsets[0] < effects_from:
+        return repeat(None)
+    if batch.headers:
+        return (
+            None if index in batch.headers else decode_alone(value)
+            for index, value in enumerate(batch.values)
+        )
+    return decode_plain(batch.values)
 
 
 class _Positions(Mapping[str, Position]):

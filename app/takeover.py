@@ -25,6 +25,7 @@ class OpenPartition:
         committed: First offset that is not committed.
         changelog_offset: Offset that our next write of a position should get.
         last_write_s: Monotonic time of the last of them.
+        flushed_s: Monotonic time at which the last flush with something of it began.
         effects: What is processed and not yet sent.
         acked: What is acknowledged and not yet committed.
         is_settled: Whether every effect so far is acknowledged and committed.
@@ -37,6 +38,7 @@ class OpenPartition:
     committed: int
     changelog_offset: int
     last_write_s: float
+    flushed_s: float = 0.0
     effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     acked: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     is_settled: bool = True

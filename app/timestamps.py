@@ -136,11 +136,13 @@ def format_timestamp(ns: int) -> str:
     text = _second_text(seconds)
     if not fraction_ns:
         return f"{text}Z"
-    if fraction_ns % 1000:
+    micros, nanos = divmod(fraction_ns, 1000)
+    if nanos:
         return f"{text}.{fraction_ns:09d}Z"
-    if fraction_ns % NS_PER_MS:
-        return f"{text}.{fraction_ns // 1000:06d}Z"
-    return f"{text}.{fraction_ns // NS_PER_MS:03d}Z"
+    millis, micros_left = divmod(micros, 1000)
+    # Filled up as text: a format of its own takes twice as long.
+    fraction = str(micros).rjust(6, "0") if micros_left else str(millis).rjust(3, "0")
+    return f"{text}.{fraction}Z"
 
 
 @lru_cache(maxsize=4096)  # what happens together shares its second

@@ -230,7 +230,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             self._fetching = asyncio.ensure_future(
                 self._consumer.getbatches(timeout_ms=int(timeout_s * 1000))
             )
-        if not self._fetching.done():
+        if timeout_s and not self._fetching.done():
             waking = asyncio.ensure_future(self._wake.wait())
             await asyncio.wait(
                 [self._fetching, waking],

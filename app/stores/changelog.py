@@ -13,7 +13,7 @@ import structlog
 from app.config import Settings
 from app.errors import DecodeError, OwnershipError, TopicError
 from app.models import Position
-from app.ports import LogReader, OutgoingRecord, Record, SendOutcome, SendState
+from app.ports import LogReader, OutgoingRecord, Record, SendOutcome
 from app.position_codec import (
     HEARTBEAT_KEY,
     PositionRecord,
@@ -190,9 +190,11 @@ class Changelog:
                 one, and must give the partition up.
         """
         stale: set[str] = set()
+        if outcomes and outcomes[0].offset == expected:
+            last = outcomes[-1]
+            if last.offset - expected + 1 == len(outcomes):
+                return last.offset + 1, stale  # nobody has written in between
         for outcome in outcomes:
-            if outcome.state is not SendState.OK:
-                continue
             if outcome.offset > expected:
                 log.warning(
                     "foreign_position_writes",
