@@ -38,7 +38,7 @@ class PartitionEffects:
     Attributes:
         next_offset: Where the group goes on once all of this is acknowledged.
         sends: Dead letters and re-keyed trades, in the order of their records.
-        touched: Holdings that have changed, by key; they go on changing.
+        touched: Holdings that have changed, each once; they go on changing.
         positions: Positions to write, by key.
         heartbeat: Record that shows an idle owner, if one is due.
         changelog_offset: Offset that our next write of a position should get.
@@ -49,7 +49,7 @@ class PartitionEffects:
 
     next_offset: int
     sends: list[OutgoingRecord] = field(default_factory=list)
-    touched: dict[str, Holding] = field(default_factory=dict)
+    touched: dict[Holding, None] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)
     heartbeat: OutgoingRecord | None = None
     changelog_offset: int = 0
@@ -65,7 +65,7 @@ class PartitionEffects:
     def freeze(self, next_offset: int) -> None:
         """Settle what is to be written: the state of every touched holding as it is now."""
         self.next_offset = next_offset
-        self.positions |= {key: holding.position() for key, holding in self.touched.items()}
+        self.positions |= {holding.key: holding.position() for holding in self.touched}
         self.touched = {}
 
     def absorb(self, other: "PartitionEffects") -> None:

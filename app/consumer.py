@@ -195,7 +195,7 @@ class TradeConsumer:
         if result.refusals or result.misplaced:
             self._collect_sends(partition, batch, result)
         if result.touched:
-            effects.touched.update({holding.key: holding for holding in result.touched})
+            effects.touched |= dict.fromkeys(result.touched)
         for fate, count in result.fates.items():
             effects.fates[fate] += count
         effects.published_at += result.published_at

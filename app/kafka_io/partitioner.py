@@ -1,6 +1,5 @@
 """Which partition a key belongs to: the Java client's default for keyed records, remembered."""
 
-import random
 from typing import Final
 
 from aiokafka.partitioner import murmur2
@@ -16,19 +15,20 @@ class KeyPartitioner:
     """
 
     def __init__(self) -> None:
-        self._hashes: dict[bytes, int] = {}
+        self.hashes: dict[bytes, int] = _Hashes()
+        """Hash of any key that is asked for; what is counted per record looks here itself."""
 
     def partition(self, key: bytes, count: int) -> int:
         """Give the partition, 0 to `count` - 1, of a key."""
-        hashed = self._hashes.get(key)
-        if hashed is None:
-            if len(self._hashes) >= _CACHE_LIMIT:
-                self._hashes.clear()
-            hashed = self._hashes[key] = murmur2(key) & 0x7FFFFFFF
-        return hashed % count
+        return self.hashes[key] % count
 
-    def any_partition(self, key: bytes | None, count: int) -> int:
-        """Give the partition of a key, or any one where there is no key."""
-        if key is None:
-            return random.randrange(count)  # noqa: S311 - no secret
-        return self.partition(key, count)
+
+class _Hashes(dict[bytes, int]):
+    """Computes what it does not hold, and is emptied when it is full."""
+
+    def __missing__(self, key: bytes) -> int:
+        if len(self) >= _CACHE_LIMIT:
+            self.clear()
+        hashed: int = murmur2(key) & 0x7FFFFFFF
+        self[key] = hashed
+        return hashed

@@ -1,8 +1,10 @@
 """Publishing with acks=all, in order, with one of three outcomes for every record."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count, repeat
 from typing import Any, Final, Self
 
 import structlog
@@ -171,7 +173,7 @@ class KafkaPublisher:
         """Send the records at some indexes once; tell whether all of them are stored."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.send_deadline_s
         sent: list[tuple[_Batch, asyncio.Future[Any]]] = []
-        count = 0
+        stored = 0
         # Submissions do not interleave: records keep their order over concurrent calls too.
         async with self._order:
             try:
@@ -193,8 +195,8 @@ class KafkaPublisher:
                 if _may_send_again(submitted):
                     break  # nothing overtakes a record that will be sent again
         for batch, future in sent:
-            count += await self._settle(producer, batch, future, deadline_s, outcomes)
-        return count == len(indexes)
+            stored += await self._settle(producer, batch, future, deadline_s, outcomes)
+        return stored == len(indexes)
 
     def _batches(
         self,
@@ -206,6 +208,7 @@ class KafkaPublisher:
     ) -> list[_Batch]:
         """Build the batches of a call, in order for each partition; too large records stay out."""
         now_ms = time.time_ns() // NS_PER_MS
+        hashes = self._partitioner.hashes
         batches: list[_Batch] = []
         open_: dict[str, dict[int, _Batch]] = {topic: {} for topic in counts}
         for index in indexes:
@@ -213,7 +216,8 @@ class KafkaPublisher:
             key, value, headers = record.key, record.value, record.headers
             partition = record.partition
             if partition is None:
-                partition = self._partitioner.any_partition(key, counts[record.topic])
+                hashed = random.getrandbits(31) if key is None else hashes[key]  # noqa: S311
+                partition = hashed % counts[record.topic]
             timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
             of_topic = open_[record.topic]
             batch = of_topic.get(partition)
@@ -288,8 +292,10 @@ class KafkaPublisher:
             failed = SendOutcome(SendState.UNKNOWN, error=error, retryable=retryable)
         else:
             base_offset = future.result().offset
-            for position, index in enumerate(batch.indexes):
-                outcomes[index] = SendOutcome(SendState.OK, batch.partition, base_offset + position)
+            offsets = count(base_offset)
+            stored = map(SendOutcome, repeat(SendState.OK), repeat(batch.partition), offsets)
+            for index, outcome in zip(batch.indexes, stored, strict=False):
+                outcomes[index] = outcome
             return len(batch.indexes)
         for index in batch.indexes:
             outcomes[index] = failed
