@@ -25,7 +25,7 @@ from benchmarks.targets import Result
 _HEAP_MB: Final = 1024
 SUITES: Final[dict[str, tuple[Callable[[Arena, Scale], Table], int, int]]] = {
     "layers": (suites.layers, 15, 1),
-    "drain": (suites.drain, 130, 10),
+    "drain": (suites.drain, 130, 12),
     "consume": (suites.consume, 40, 4),
     "produce": (suites.produce, 45, 4),
     "live": (live, 45, 4),

@@ -73,7 +73,7 @@ class Arena:
         """Make the entry of a contestant: its name says the sink where that is what differs."""
         records = max(1_000, int(count * contestant.share))
         return Entry(
-            _title(contestant),
+            contestant.title,
             contestant.table,
             contestant.sink,
             lambda _: run(contestant, records),
@@ -261,9 +261,3 @@ def figures(result: Mapping[str, Any]) -> dict[str, Any]:
         "records": records,
         **{name: result[name] for name in more if name in result},
     }
-
-
-def _title(contestant: Contestant) -> str:
-    if contestant.table == "ours" and contestant.sink == "positions":
-        return f"{contestant.name}, positions written"
-    return contestant.name

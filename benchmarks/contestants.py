@@ -34,6 +34,12 @@ class Contestant:
         """Whether it is not ours."""
         return bool(self.script)
 
+    @property
+    def title(self) -> str:
+        """Its name; of ours the sink is said as well, which is all they differ in."""
+        is_written = not self.is_peer and self.sink == "positions"
+        return f"{self.name}, positions written" if is_written else self.name
+
     def start(self, job: dict[str, Any]) -> Child:
         """Start it.
 

@@ -28,7 +28,7 @@ from benchmarks.backlog import (
     check_committed,
 )
 from benchmarks.children import TIMEOUT_S, Child, python_module
-from benchmarks.contestants import OURS_POSITIONS
+from benchmarks.contestants import OURS_NONE, OURS_POSITIONS, Contestant
 from benchmarks.machine import cpu_seconds, rss_mb
 from benchmarks.rounds import Entry, GateError, measure
 from benchmarks.suites import Scale, Table
@@ -47,14 +47,21 @@ _PERCENTILES: Final = {"p50_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
 
 def live(arena: Arena, scale: Scale) -> Table:
     """Offer trades at several rates."""
-    plan = [(rate, 8 if scale.is_quick else 20) for rate in (50_000, 100_000, 150_000, 200_000)]
+    seconds = 8 if scale.is_quick else 20
+    plan = [(rate, seconds, OURS_POSITIONS) for rate in (50_000, 100_000, 150_000, 200_000)]
     if scale.is_quick:
         plan = plan[:2]
+    plan.insert(0, (100_000, seconds, OURS_NONE))
     if scale.is_soak:
-        plan += [(100_000, 600), (150_000, 120)]
+        plan += [(100_000, 600, OURS_POSITIONS), (150_000, 120, OURS_POSITIONS)]
     entries = [
-        Entry(f"{rate:,}/s, {seconds} s", "ours", "positions", partial(_run, arena, rate, seconds))
-        for rate, seconds in plan
+        Entry(
+            ("no sink: " if ours.sink == "none" else "") + f"{rate:,}/s, {seconds} s",
+            ours.table,
+            ours.sink,
+            partial(_run, arena, ours, rate, seconds),
+        )
+        for rate, seconds, ours in plan
     ]
     rows = measure(entries, rounds=1, seed=scale.seed)
     sustained = [row.name for row in rows if row.kept and row.kept[0]["is_flat"]]
@@ -84,14 +91,14 @@ def live(arena: Arena, scale: Scale) -> Table:
     )
 
 
-def _run(arena: Arena, rate: int, seconds: int, _: int) -> dict[str, Any]:
+def _run(arena: Arena, ours: Contestant, rate: int, seconds: int, _: int) -> dict[str, Any]:
     """Run load and consumer once."""
     run = arena.run_id()
     settings = arena.fresh(f"live-{run}", run, partitions=_PARTITIONS)
     count = rate * seconds
     files = {name: arena.folder / f"{run}-{name}" for name in ("ready", "go", "acked", "stored")}
     backlog = Backlog(settings.kafka_topic, count, _PARTITIONS, expected_of(_trades(count)))
-    consumer = OURS_POSITIONS.start(
+    consumer = ours.start(
         arena.job(settings, "drain", backlog)
         | {"members": 1, "ready": str(files["ready"]), "go": str(files["go"])}
         | {"acked_file": str(files["acked"])}

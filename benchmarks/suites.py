@@ -8,11 +8,12 @@ from typing import Any, Final
 from benchmarks import hot_path
 from benchmarks.arena import Arena
 from benchmarks.backlog import PARTITIONS
-from benchmarks.contestants import CONSUME, DRAIN, OURS_POSITIONS, PRODUCE, Contestant
+from benchmarks.contestants import CONSUME, DRAIN, OURS_NONE, OURS_POSITIONS, PRODUCE, Contestant
 from benchmarks.rounds import Entry, Row, measure, quartiles
 from benchmarks.workload import Workload
 
 BASE: Final = Workload()
+_PRODUCED: Final = 500_000  # all of them lie in memory
 Columns = tuple[tuple[str, str, int], ...]
 
 
@@ -39,7 +40,7 @@ class Scale:
     @property
     def count(self) -> int:
         """Trades of a full share."""
-        return 200_000 if self.is_quick else 500_000
+        return 200_000 if self.is_quick else 1_000_000
 
 
 @dataclass
@@ -101,13 +102,14 @@ def consume(arena: Arena, scale: Scale) -> Table:
 
 def produce(arena: Arena, scale: Scale) -> Table:
     """Publish records that lie in memory, with acks=all."""
+    count = min(scale.count, _PRODUCED)
 
-    def run(contestant: Contestant, count: int) -> dict[str, Any]:
-        return arena.produce(contestant, count, BASE)
+    def run(contestant: Contestant, share: int) -> dict[str, Any]:
+        return arena.produce(contestant, share * count // scale.count, BASE)
 
     rows = _race(arena, scale, PRODUCE, run)
     about = (
-        f"{scale.count:,} records from memory to a fresh topic of {PARTITIONS} partitions:"
+        f"{count:,} records from memory to a fresh topic of {PARTITIONS} partitions:"
         " acks=all, keyed by murmur2; the clock starts at the first send."
     )
     return Table("produce", about, rows, PRODUCE[0].name)
@@ -176,7 +178,7 @@ _STAGES: Final = {
 def workers(arena: Arena, scale: Scale) -> Table:
     """Drain with one process and with two of one group."""
     confluent = next(c for c in DRAIN if c.script == "confluent" and c.variant == "consume")
-    groups = [(OURS_POSITIONS, 1), (OURS_POSITIONS, 2)]
+    groups = [(ours, members) for ours in (OURS_NONE, OURS_POSITIONS) for members in (1, 2)]
     groups += [(confluent, 1), (confluent, 2)] if scale.with_peers else []
 
     def run(contestant: Contestant, members: int, _: int) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def workers(arena: Arena, scale: Scale) -> Table:
 
     entries = [
         Entry(
-            f"{contestant.name}, {members} process{'es' * (members > 1)}",
+            f"{contestant.title}, {members} process{'es' * (members > 1)}",
             contestant.table,
             contestant.sink,
             partial(run, contestant, members),

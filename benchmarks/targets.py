@@ -39,17 +39,23 @@ def rows_of(result: Result, table: str | None = None) -> list[Row]:
     return [row for t in chosen for row in t["rows"]]
 
 
-def _median(table: str, row: str, figure: str) -> Find:
-    """Find the median of a figure in the row whose name begins so."""
+def _median(table: str, row: str, figure: str, *, is_last: bool = False) -> Find:
+    """Find the median of a figure in the first row whose name begins so, or in the last one."""
 
     def find(result: Result) -> float | None:
-        for found in rows_of(result, table):
+        rows = rows_of(result, table)
+        for found in reversed(rows) if is_last else rows:
             if found["name"].startswith(row) and figure in found["figures"]:
                 median: float = found["figures"][figure][1]
                 return median
         return None
 
     return find
+
+
+def _live(rate: int, figure: str) -> Find:
+    """Find a figure of the longest run at a rate: rows go from short to long."""
+    return _median("live", f"{rate:,}/s", figure, is_last=True)
 
 
 def _over(table: str, upper: str, lower: str, figure: str) -> Find:
@@ -144,18 +150,18 @@ TARGETS: Final = (
         "consume: our rate over that of Kafka's perf tool, in the same rounds",
         *(_AT_LEAST, 0.75, _ours_over_peer("consume", "Kafka's consumer", "rate")),
     ),
-    Target("live, 100,000/s: p50 ms", _AT_MOST, 8.0, _median("live", "100,000/s", "p50_ms")),
+    Target("live, 100,000/s: p50 ms", _AT_MOST, 8.0, _live(100_000, "p50_ms")),
     Target(
         "live, 100,000/s: share of seconds with p99 < 50 ms",
-        *(_AT_LEAST, 0.95, _median("live", "100,000/s", "good_share")),
+        *(_AT_LEAST, 0.95, _live(100_000, "good_share")),
     ),
     Target(
         "live, 100,000/s: trades by which the lag grows in a second",
-        *(_AT_MOST, 500.0, _median("live", "100,000/s", "lag_slope")),
+        *(_AT_MOST, 500.0, _live(100_000, "lag_slope")),
     ),
     Target(
         "live, 150,000/s: trades by which the lag grows in a second",
-        *(_AT_MOST, 750.0, _median("live", "150,000/s", "lag_slope")),
+        *(_AT_MOST, 750.0, _live(150_000, "lag_slope")),
     ),
     Target(
         "trades per second, two processes over one",
@@ -175,9 +181,7 @@ TARGETS: Final = (
         *(
             _AT_LEAST,
             1.3,
-            _over(
-                "workers", f"{_OURS}, positions written, 2", "confluent-kafka consume, 2", "rate"
-            ),
+            _over("workers", f"{_OURS}, 2", "confluent-kafka consume, 2", "rate"),
         ),
     ),
     Target(

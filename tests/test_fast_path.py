@@ -493,7 +493,8 @@ def fields_of(values: Sequence[bytes | None]) -> list[dict[str, Any] | None]:
 
 def plain(values: Sequence[bytes | None]) -> list[PlainEvent | None]:
     """Read values as one batch; `None` for each that is not plain."""
-    events, read = decode_plain(values), []
+    events = decode_plain(values)
+    read: list[PlainEvent | None] = []
     while len(read) < len(values):
         try:
             read.append(next(events))

@@ -216,7 +216,7 @@ class KafkaPublisher:
             key, value, headers = record.key, record.value, record.headers
             partition = record.partition
             if partition is None:
-                hashed = random.getrandbits(31) if key is None else hashes[key]  # noqa: S311
+                hashed = random.getrandbits(31) if key is None else hashes[key]
                 partition = hashed % counts[record.topic]
             timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
             of_topic = open_[record.topic]
