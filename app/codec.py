@@ -55,6 +55,7 @@ _decode_published = msgspec.json.Decoder(_Published).decode
 _FULL_COMMAS: Final = frozenset({len(FullEvent.__struct_fields__) - 1})
 
 NotPlainError = msgspec.DecodeError
+"""What `decode_plain` raises in the place of an event that is not plain after all."""
 
 
 class _ExactFee(msgspec.Struct):

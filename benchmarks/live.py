@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any, Final
@@ -197,7 +196,7 @@ class _Joined:
                     limit_ns = start_ns + (second + 1) * _SECOND_NS
                     until = bisect_left(times, limit_ns, first, next_offset)
                     windows[second].update(
-                        (ack_ns - due_ns) // _UNIT_NS for due_ns in islice(times, first, until)
+                        (ack_ns - due_ns) // _UNIT_NS for due_ns in times[first:until]
                     )
                     first = until
             acknowledged.append((ack_ns, done.total()))

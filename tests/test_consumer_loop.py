@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
+from app import consumer
+from app.checkpoint import FlushResult, PartitionEffects, flush
 from app.errors import TopicError
 from app.memory_io import Fault, MemoryLogReader, MemoryPublisher, nth, partition_for
 from app.models import Fate
@@ -415,6 +418,52 @@ async def test_a_stop_commits_what_is_in_hand() -> None:
     stats = await worker.finish()
     assert +stats.fates == {Fate.BOOKED: 7}
     assert world.committed[0] == 7
+
+
+@virtual_time
+async def test_short_flushes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one flush cannot take everything, those that have waited longest go first."""
+    monkeypatch.setattr(consumer, "_EFFECTS_A_FLUSH", 1)
+    flushed: list[list[int]] = []
+
+    async def noted(effects: dict[int, PartitionEffects], **options: Any) -> FlushResult:
+        flushed.append(sorted(effects))
+        return await flush(effects, **options)
+
+    monkeypatch.setattr(consumer, "flush", noted)
+    world = World(commit_interval_ms=10_000)
+    worker = await started(world)
+    worker.publisher.hold()
+    put(world, trade(HERE))
+    await until(lambda: flushed == [[0]])
+    put(world, trade(HERE), trade(OTHER))
+    put(world, trade(THERE), partition=1)
+    await until(lambda: [p.next_offset for p in worker.consumer._open.values()] == [3, 1])
+    worker.publisher.release()
+    await until(lambda: len(flushed) == 3)
+    assert flushed == [[0], [1], [0]]
+    stats = await worker.finish()
+    assert +stats.fates == {Fate.BOOKED: 4}
+    assert world.committed == world.ends
+
+
+@virtual_time
+async def test_a_stop_flushes_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last flush knows no limit: every partition is committed to where it was read."""
+    monkeypatch.setattr(consumer, "_EFFECTS_A_FLUSH", 1)
+    world = World(commit_interval_ms=10_000)
+    worker = await started(world)
+    worker.publisher.hold()
+    put(world, trade(HERE))
+    await until(lambda: worker.consumer._flush is not None)
+    put(world, trade(HERE), trade(OTHER))
+    put(world, trade(THERE), partition=1)
+    await until(lambda: [p.next_offset for p in worker.consumer._open.values()] == [3, 1])
+    worker.publisher.release()
+    worker.stop.set()
+    stats = await worker.finish()
+    assert +stats.fates == {Fate.BOOKED: 4}
+    assert world.committed == world.ends
 
 
 @pytest.mark.parametrize("number", range(1, 8))

@@ -521,6 +521,21 @@ def test_plain_reader_agrees_with_the_full_one(values: list[bytes | None]) -> No
         assert not reason_against(full).startswith(("trade-id", "side", "published-at"))
 
 
+@pytest.mark.parametrize("odd", [{0}, {2}, {4}, {1, 2}, {0, 1, 2, 3, 4}])
+def test_what_only_looks_plain_is_judged_alone(odd: set[int]) -> None:
+    """A batch that looks plain may hold records that are not: those next to them are booked."""
+    bodies = [
+        event(trade_id=f"T{n}", book="DESK", published_at="x", side="HOLD" if n in odd else "BUY")
+        for n in range(5)
+    ]
+    assert fields_of(bodies).count(None) == len(odd)
+    records = [Stored(2 * n, body) for n, body in enumerate(bodies)]  # with gaps, as compacted
+    done = run(a_processor(), records, size=len(records))
+    assert [offset for offset, *_ in done.refusals] == [2 * n for n in sorted(odd)]
+    assert sum(done.fates.values()) == len(records) - len(odd)
+    compare(records)
+
+
 @given(st.lists(bodies(), max_size=6))
 def test_batch_is_read_as_its_bodies_are(values: list[bytes | None]) -> None:
     """Judged as one piece or alone, a body is plain or not."""

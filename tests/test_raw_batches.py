@@ -32,6 +32,7 @@ from app.config import Settings
 from app.kafka_io import batch_consumer, raw_batches
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.raw_batches import DecodedBatch, RawBatch, RawBatchConsumer, _taken
+from tests.virtual_time import virtual_time
 
 PARTITION: Final = TopicPartition("trades", 0)
 OTHER: Final = TopicPartition("trades", 1)
@@ -560,3 +561,36 @@ async def test_new_assignment_forgets_what_was_fetched_under_the_old_one() -> No
     source.on_partitions_assigned({PARTITION})
     assert await source.poll(timeout_s=0.01) == []
     await source.stop()
+
+
+# -- polls
+
+
+class NothingFetched:
+    """A client that has nothing, and waits for it."""
+
+    is_raw = True
+
+    def getbatches_nowait(self) -> list[RawBatch]:
+        """Give what is there."""
+        return []
+
+    async def getbatches(self, *, timeout_ms: int) -> list[RawBatch]:
+        """Wait for more."""
+        await asyncio.sleep(timeout_ms / 1000)
+        return []
+
+
+@virtual_time
+async def test_poll_without_time_does_not_wait_for_a_fetch_that_is_on_its_way() -> None:
+    """Whoever asks what is at hand is told at once, also after a poll that was woken."""
+    source = KafkaSource(Settings())
+    source._consumer = NothingFetched()
+    loop = asyncio.get_running_loop()
+    source.wake()
+    assert await source.poll(timeout_s=10) == []
+    woken_s = loop.time()
+    assert await source.poll(timeout_s=0) == []
+    assert loop.time() == woken_s
+    assert await source.poll(timeout_s=20) == []  # the one that was left, not another one
+    assert loop.time() == woken_s + 10
