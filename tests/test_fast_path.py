@@ -545,6 +545,13 @@ def test_batch_is_read_as_its_bodies_are(values: list[bytes | None]) -> None:
 FULL: Final = event(book="DESK", published_at="2026-01-02T03:04:05.001Z")
 
 
+def test_one_body_does_not_lend_its_commas_to_another() -> None:
+    """A key too many in one and a field too few in the next are not two plain events."""
+    values = [FULL[:-1] + b', "symbol": "B"}', event(book="DESK"), FULL]
+    assert [fields is None for fields in fields_of(values)] == [True, False, False]
+    compare([Stored(offset, value) for offset, value in enumerate(values)])
+
+
 @pytest.mark.parametrize(
     "value",
     [
