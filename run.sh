@@ -6,6 +6,8 @@
 #   ./run.sh check    format, lint, types, layers
 #   ./run.sh up       keep a broker and a consumer running
 #   ./run.sh bench    the benchmarks
+#   ./run.sh faults   kill, cut and fill what can be, and prove that nothing is lost; --list, --quick
+#   ./run.sh fuzz     hostile inputs by the million (--runs, --seconds, --seed; --money for fills)
 #   ./run.sh …        anything else is a command of trade-stream; ./run.sh --help lists them
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -78,6 +80,11 @@ check)
     .venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
     ;;
 bench) exec .venv/bin/python -m benchmarks "$@" ;;
+faults) exec .venv/bin/python -m tests.faults "$@" ;;
+fuzz)
+    (install requirements/fuzz.txt) || echo "going on without it" >&2
+    exec .venv/bin/python -m tests.fuzz "$@"
+    ;;
 help) exec .venv/bin/python -m app --help ;;
 *) exec .venv/bin/python -m app "$command" "$@" ;;
 esac

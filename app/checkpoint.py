@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from app.errors import OwnershipError, TransportError
+from app.health import Health, Unready
 from app.models import Fate, Position
 from app.pnl import Holding
 from app.ports import OutgoingRecord, Publisher, RecordSource, SendOutcome, SendState
@@ -44,6 +45,7 @@ class PartitionEffects:
         changelog_offset: Offset that our next write of a position should get.
         fates: Fates that the records get with this checkpoint.
         reasons: Dead letters by reason code.
+        kinds: Dead letters by kind of error.
         published_at: Publish times of a sample of the trades.
     """
 
@@ -55,6 +57,7 @@ class PartitionEffects:
     changelog_offset: int = 0
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     published_at: list[str] = field(default_factory=list)
 
     @property
@@ -84,6 +87,8 @@ class FlushResult:
         changelog_offsets: Offset expected of the next position write, by partition.
         stale_keys: Keys to be written again, by partition.
         refused: Partitions with an effect that the broker will never take, and why.
+        sends_s: How long dead letters and re-keyed trades took, in seconds.
+        send_retries: How many of them were sent again or refused.
         lost: Partitions where another owner has written newer state: to be restored again.
     """
 
@@ -92,6 +97,8 @@ class FlushResult:
     stale_keys: dict[int, set[str]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    sends_s: float = 0.0
+    send_retries: int = 0
 
 
 async def flush(
@@ -100,6 +107,8 @@ async def flush(
     publisher: Publisher,
     changelog: Changelog,
     positions: Mapping[int, Mapping[str, Position]],
+    health: Health,
+    on_retry: Callable[[], None],
     now_ns: Callable[[], int],
 ) -> FlushResult:
     """Publish the effects and await every one of them.
@@ -109,6 +118,8 @@ async def flush(
         publisher: Sends dead letters, re-keyed trades and positions.
         changelog: Builds position records and judges foreign ones.
         positions: All positions held, by partition, to compare foreign writes with.
+        health: Told what is waited for.
+        on_retry: Called before each attempt that repeats one.
         now_ns: Wall clock.
 
     Delivery:
@@ -120,19 +131,23 @@ async def flush(
     """
     result = FlushResult()
     sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
-    await _publish_all(sends, publisher, result)
+    patience = _Patience(health, on_retry)
+    started_s = asyncio.get_running_loop().time()
+    await _publish_all(sends, publisher, result, patience)
+    result.sends_s = asyncio.get_running_loop().time() - started_s
+    result.send_retries = patience.retried_records + len(result.refused)
     written = {}
     for partition, effect in effects.items():
         if partition not in result.refused:
             written[partition] = await _position_records(changelog, partition, effect)
-    for partition, acks in (await _publish_all(written, publisher, result)).items():
+    for partition, acks in (await _publish_all(written, publisher, result, patience)).items():
         try:
             expected, stale = await _judged(
                 changelog,
-                partition,
                 effects[partition].changelog_offset,
                 acks,
                 positions.get(partition, {}),
+                patience,
             )
         except OwnershipError as exc:
             result.lost[partition] = str(exc)
@@ -144,21 +159,43 @@ async def flush(
     return result
 
 
+class _Patience:
+    """Waits for a broker, ever longer, and lets everybody know."""
+
+    def __init__(self, health: Health, on_retry: Callable[[], None]) -> None:
+        self._health = health
+        self._on_retry = on_retry
+        self._backoff_s = _FIRST_BACKOFF_S
+        self.retried_records = 0
+
+    async def wait(self, records: int, error: str) -> None:
+        self.retried_records += records
+        self._health.fail(Unready.EFFECTS, f"{records} effects wait for a broker: {error}")
+        log.warning("effects_wait_for_broker", records=records, error=error)
+        await asyncio.sleep(random.uniform(0, self._backoff_s))  # noqa: S311 - full jitter
+        self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+        self._on_retry()
+
+    def end(self) -> None:
+        self._health.clear(Unready.EFFECTS)
+        self._backoff_s = _FIRST_BACKOFF_S
+
+
 async def _judged(
     changelog: Changelog,
-    partition: int,
     expected: int,
     acks: list[SendOutcome],
     ours: Mapping[str, Position],
+    patience: _Patience,
 ) -> tuple[int, set[str]]:
-    backoff_s = _FIRST_BACKOFF_S
     while True:
         try:
-            return await changelog.foreign_writes(partition, expected, acks, ours)
+            found = await changelog.foreign_writes(acks[0].partition, expected, acks, ours)
         except TransportError as exc:
-            log.warning("foreign_writes_wait_for_broker", partition=partition, error=str(exc))
-            await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - full jitter
-            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+            await patience.wait(len(acks), str(exc))
+        else:
+            patience.end()
+            return found
 
 
 async def _position_records(
@@ -173,7 +210,10 @@ async def _position_records(
 
 
 async def _publish_all(
-    records: Mapping[int, list[OutgoingRecord]], publisher: Publisher, result: FlushResult
+    records: Mapping[int, list[OutgoingRecord]],
+    publisher: Publisher,
+    result: FlushResult,
+    patience: _Patience,
 ) -> dict[int, list[SendOutcome]]:
     """Publish until everything is acknowledged or refused; give the acks in log order.
 
@@ -181,10 +221,10 @@ async def _publish_all(
         records: What to send, by the partition whose trades it comes from.
         publisher: Sends it.
         result: Takes the partitions with a record that is refused for good.
+        patience: Waits between attempts.
     """
     pending = [(partition, record) for partition, of in records.items() for record in of]
     acks: dict[int, list[SendOutcome]] = defaultdict(list)
-    backoff_s = _FIRST_BACKOFF_S
     while pending:
         left = []
         error = ""
@@ -199,15 +239,16 @@ async def _publish_all(
                 result.refused[partition] = f"{record.topic} refused: {outcome.error}"
         pending = left
         if pending:
-            log.warning("effects_wait_for_broker", records=len(pending), error=error)
-            await asyncio.sleep(random.uniform(0, backoff_s))  # noqa: S311 - full jitter
-            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+            await patience.wait(len(pending), error)
+    patience.end()
     for of_partition in acks.values():
         of_partition.sort(key=attrgetter("offset"))
     return acks
 
 
-async def commit(source: RecordSource, next_offsets: Mapping[int, int]) -> bool:
+async def commit(
+    source: RecordSource, next_offsets: Mapping[int, int], *, on_retry: Callable[[], None]
+) -> bool:
     """Commit by name; False when the partitions are not ours any more, or it is not known."""
     for attempt in range(1, _COMMIT_ATTEMPTS + 1):
         try:
@@ -215,4 +256,5 @@ async def commit(source: RecordSource, next_offsets: Mapping[int, int]) -> bool:
         except TransportError as exc:
             # Unknown is harmless: the next checkpoint commits past it.
             log.warning("commit_unknown", attempt=attempt, error=str(exc))
+            on_retry()
     return False

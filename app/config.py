@@ -25,7 +25,7 @@ from app.errors import ConfigError
 
 HIGH_VOLUME_COUNT: Final = 100_000
 _TOPIC_PATTERN: Final = r"^[A-Za-z0-9._-]{1,249}$"
-_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION")
+_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION", "HEALTH_")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _LARGEST_PORT: Final = 65_535
 
@@ -145,6 +145,18 @@ class Settings(BaseModel):
     consumer_takeover_margin: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=1_000, description="Records read again before the committed offset at a takeover."
     )
+    dedupe_window: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=5_000,
+        description="Offsets of a partition for which a trade sent twice is booked once; 0: none.",
+    )
+    quarantine_dir: Path | None = Field(
+        default=None,
+        description="For batches that cannot be read; `.trade-stream/quarantine` without.",
+    )
+    watchdog_timeout_s: Annotated[float, Field(ge=1, le=3600)] = Field(
+        default=120.0,
+        description="A worker that is behind and gets nowhere for so long ends, to be restarted.",
+    )
     positions_heartbeat_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
         default=30.0, description="An idle owner writes to its positions partition this often."
     )
@@ -159,6 +171,13 @@ class Settings(BaseModel):
     )
     shutdown_graceful_timeout_s: Annotated[float, Field(ge=1, le=300)] = Field(
         default=20.0, description="Longest time from SIGTERM to the end of the process."
+    )
+    health_port: Annotated[int, Field(ge=0, le=_LARGEST_PORT)] | None = Field(
+        default=None,
+        description="Port of health and metrics, of the first worker; 0: any. Not served without.",
+    )
+    health_host: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+        default="127.0.0.1", description="Address that health and metrics are served at."
     )
 
     @classmethod

@@ -14,38 +14,44 @@ if not __package__:  # `python app/consumer.py`: put the root, not app/, on the 
 
 import asyncio
 import json
-import math
 import os
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import structlog
 import typer
 
-from app.checkpoint import FlushResult, PartitionEffects, commit, flush
-from app.config import OnGap, Settings
+from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
+from app.config import OnGap, Settings, data_home
 from app.dead_letters import dead_letter
-from app.errors import OffsetGapError, TransportError, UnreadableError
+from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
 from app.headers import Origin
+from app.health import Health, Unready
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
-from app.lifecycle import EXIT_NEEDS_PERSON, run_program, run_with_stop, start_up
+from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
+from app.metrics import ConsumerCounts, ConsumerMetrics
 from app.models import Fate
+from app.monitor import monitored
 from app.ports import (
     OutgoingRecord,
     Publisher,
     RecordBatch,
     RecordSource,
+    SendState,
 )
+from app.quarantine import UnreadableBatch
+from app.reporting import consumer_counts
 from app.services import BatchResult
 from app.starting_point import starting_point
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
 from app.takeover import OpenPartition, Takeover
-from app.timestamps import TimestampError, parse_timestamp
+from app.timestamps import NS_PER_MS
+from app.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +60,8 @@ PROGRESS_INTERVAL_S: Final = 5.0
 PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
-_EFFECTS_A_FLUSH: Final = 300
-"""Of a flush that is started because nothing else is to do: some milliseconds of work."""
-FINISH_TIMEOUT_S: Final = 12.0
-"""Longest wait for the last flush and commit before partitions are given up."""
+_UNREADABLE_TRIES: Final = 3
+"""What broke on its way is read well the next time; what is broken in the log never is."""
 
 
 class TradeConsumer:
@@ -69,6 +73,8 @@ class TradeConsumer:
         changelog: Where positions are restored from, and written to.
         partition_of: Partition that a record key belongs to.
         settings: Intervals, bounds and policies.
+        health: The word of this process on itself; its own without.
+        metrics: Gets what is counted when it is asked for, and durations; its own without.
         now_ns: Wall clock, UTC nanoseconds; for stamps and latency only.
         monotonic: Clock of every duration, in seconds.
     """
@@ -81,6 +87,8 @@ class TradeConsumer:
         changelog: Changelog,
         partition_of: Callable[[bytes], int],
         settings: Settings,
+        health: Health | None = None,
+        metrics: ConsumerMetrics | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,17 +108,52 @@ class TradeConsumer:
             monotonic=monotonic,
         )
         self.stats = ConsumerStats()
+        self._health = health or Health()
+        self._metrics = metrics or ConsumerMetrics(topic=settings.kafka_topic)
         self._epoch = 0
         self._open: dict[int, OpenPartition] = {}
         self._left: dict[int, OpenPartition] = {}
         self._restoring: dict[int, asyncio.Task[OpenPartition | None]] = {}
-        self._flush: asyncio.Task[FlushResult] | None = None
-        self._in_flush: dict[int, PartitionEffects] = {}
-        self._commit: asyncio.Task[bool] | None = None
-        self._in_commit: dict[int, PartitionEffects] = {}
-        self._commit_started_s = 0.0
+        self._checkpointer = Checkpointer(
+            self._open,
+            source=source,
+            publisher=publisher,
+            changelog=changelog,
+            settings=settings,
+            stats=self.stats,
+            health=self._health,
+            metrics=self._metrics,
+            now_ns=now_ns,
+            monotonic=monotonic,
+        )
         self._is_paused = False
         self._progress_s = monotonic()
+        self._processed = 0
+        self._paused_s = 0.0
+        self._health.fail(Unready.ASSIGNMENT, "not a member of the group yet")
+
+    # -- what the watchdog sees
+
+    @property
+    def progress(self) -> int:
+        """Something that rises with whatever is processed, acknowledged or restored."""
+        return self._processed + self._checkpointer.progress + self._changelog.records_read
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it knows what it waits for: a broker, a person, an assignment."""
+        waits_for = self._health.ready().keys()
+        return bool(
+            waits_for & {Unready.BROKER, Unready.EFFECTS, Unready.COMMIT, Unready.ASSIGNMENT}
+        )
+
+    def is_behind(self, ends: Mapping[int, int]) -> bool:
+        """Tell whether a partition of ours that no person has to look at is not committed whole."""
+        ours = self._source.assignment.partitions - self.stats.stopped.keys()
+        return any(
+            number not in self._open or self._open[number].committed < ends.get(number, 0)
+            for number in ours
+        )
 
     # -- the loop
 
@@ -139,6 +182,8 @@ class TradeConsumer:
 
     async def _turn(self) -> bool:
         """Do one round of the loop; tell whether there was nothing to do."""
+        self._health.tick()
+        self._metrics.offer(self._counts)
         if self._source.is_revoking:
             await self._finish()
             await self._close_all()
@@ -152,25 +197,30 @@ class TradeConsumer:
             batches = await self._source.poll(timeout_s=0)
             if not batches:
                 # Nothing is at hand: what is processed need not wait for more, nor for much else.
-                self._start_flush(at_most=_EFFECTS_A_FLUSH)
+                self._checkpointer.start_flush(at_most=EFFECTS_A_FLUSH)
                 batches = await self._source.poll(timeout_s=POLL_TIMEOUT_S)
         except TransportError as exc:
+            self._health.fail(Unready.BROKER, str(exc))
+            self._metrics.count_retry("poll")
+            self._metrics.count_error("transient", type(exc.__cause__ or exc).__name__)
             log.warning("poll_failed", error=str(exc))
             self._seek_all()
             await asyncio.sleep(RETRY_PAUSE_S)
             return False
         except UnreadableError as exc:
             await self._finish()  # what is processed already must not wait for a person
-            self._stop_partition(exc.partition, str(exc))
+            await self._on_unreadable(exc)
             self._seek_all()
             return False
         except OffsetGapError as exc:
             log.warning("position_out_of_range", error=str(exc))
             await self._check_gaps()
             return False
+        self._health.clear(Unready.BROKER)
         for batch in batches:
             await self._process(batch)
-        self._keep_pace()
+        self._checkpointer.keep_pace()
+        self._health.holds_lag = any(p.has_work for p in self._open.values())
         self._report_progress()
         return not batches
 
@@ -178,17 +228,30 @@ class TradeConsumer:
         partition = self._open.get(batch.partition)
         if partition is None or batch.epoch != self._epoch:
             return  # read for an assignment that is over, or before its gate was opened
+        if batch.base_offset > max(partition.next_offset, partition.effects_from):
+            await self._on_missing(partition, batch.base_offset)
+            if self._open.get(batch.partition) is not partition:
+                return
         if self.stats.first_ns is None and batch.values:
             self.stats.first_ns = time.monotonic_ns()
+        self.stats.consumed_bytes += _size(batch.values)
+        if batch.records:
+            partition.note_appended(batch.offsets[0], batch.records[0].timestamp)
+        began_s = self._monotonic()
         size = self._settings.consumer_chunk_records
         for start in range(0, len(batch.values), size):
             chunk = batch if len(batch.values) <= size else _slice(batch, start, start + size)
+            started_s = self._monotonic()
             result = partition.processor.process_batch(chunk, effects_from=partition.effects_from)
+            self._metrics.observe_process(self._monotonic() - started_s)
             self._collect(partition, chunk, result)
             await asyncio.sleep(0)  # heartbeats, fetches and sends share this loop
             if batch.epoch != self._source.assignment.epoch:
                 return
         partition.next_offset = batch.next_offset
+        partition.unreadable_tries = 0
+        self._processed += 1
+        self._metrics.observe_batch(len(batch.values), self._monotonic() - began_s)
 
     def _collect(self, partition: OpenPartition, batch: RecordBatch, result: BatchResult) -> None:
         effects = partition.effects
@@ -198,6 +261,10 @@ class TradeConsumer:
             effects.touched |= dict.fromkeys(result.touched)
         for fate, count in result.fates.items():
             effects.fates[fate] += count
+        count = _count_open(batch.offsets, partition.effects_from)
+        partition.consumed_records += count
+        self.stats.consumed_records += len(batch.offsets)
+        self.stats.uncounted_records += len(batch.offsets) - count
         effects.published_at += result.published_at
         if result.suspects:
             self.stats.suspects.update(result.suspects)
@@ -235,6 +302,7 @@ class TradeConsumer:
         effects.fates[Fate.DEAD_LETTERED] += len(result.refusals)
         effects.fates[Fate.REKEYED] += len(result.misplaced)
         effects.reasons.update(refusal.reason for refusal in result.refusals)
+        effects.kinds.update(refusal.kind for refusal in result.refusals)
 
     def _rekeyed(self, partition: int, batch: RecordBatch, index: int, key: str) -> OutgoingRecord:
         record = batch.records[index]
@@ -252,13 +320,17 @@ class TradeConsumer:
     async def _bound_work_in_flight(self) -> None:
         """Hold the partitions while too much waits for acknowledgement: no unbounded growth."""
         if self._is_full:
-            self._start_flush()
-            self._start_commit()
-            working = [task for task in (self._flush, self._commit) if task is not None]
+            self._checkpointer.start_flush()
+            self._checkpointer.start_commit()
+            working = self._checkpointer.working
             await asyncio.wait(working, timeout=POLL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             self._settle()
         if self._is_full != self._is_paused:
             self._is_paused = self._is_full  # polling goes on, so that the group sees us alive
+            if self._is_paused:
+                self._paused_s = self._monotonic()
+            else:
+                self.stats.backpressure_s += self._monotonic() - self._paused_s
             change = self._source.pause if self._is_paused else self._source.resume
             change(self._open.keys())
 
@@ -267,182 +339,44 @@ class TradeConsumer:
         in_flight = sum(p.next_offset - p.committed for p in self._open.values())
         return in_flight >= self._settings.commit_every
 
-    # -- effects and commits
-
-    def _keep_pace(self) -> None:
-        """Flush and commit what has waited for its interval."""
-        interval_s = self._settings.commit_interval_ms / 1000
-        now_s = self._monotonic()
-        self._add_heartbeats(now_s)
-        self._start_flush(waited_s=interval_s)
-        if now_s - self._commit_started_s >= interval_s:
-            self._start_commit()
-
-    def _add_heartbeats(self, now_s: float) -> None:
-        for partition in self._open.values():
-            if now_s - partition.last_write_s >= self._settings.positions_heartbeat_s:
-                partition.last_write_s = now_s
-                partition.effects.heartbeat = self._changelog.heartbeat(
-                    partition.number, partition.next_offset - 1
-                )
-
-    def _start_flush(self, *, waited_s: float = 0.0, at_most: float = math.inf) -> None:
-        """Send the effects of partitions, unless a flush is on its way.
-
-        Args:
-            waited_s: Leave out the partitions whose last flush was less than so long ago.
-            at_most: Take the partitions that waited longest, one at the least, up to so many
-                effects: the shorter a flush, the sooner the next one.
-        """
-        if self._flush is not None:
-            return
-        now_s = self._monotonic()
-        due = [p for p in self._open.values() if now_s - p.flushed_s >= waited_s and p.has_effects]
-        due.sort(key=attrgetter("flushed_s"))
-        count = 0
-        for partition in due:
-            count += partition.effects.size
-            if count > at_most and self._in_flush:
-                break
-            effects, partition.effects = partition.effects, PartitionEffects(0)
-            # Never backwards: a margin is read again below what is committed.
-            effects.freeze(max(partition.next_offset, partition.committed))
-            effects.changelog_offset = partition.changelog_offset
-            partition.flushed_s = now_s
-            self._in_flush[partition.number] = effects
-        if not self._in_flush:
-            return
-        self._flush = asyncio.ensure_future(
-            flush(
-                self._in_flush,
-                publisher=self._publisher,
-                changelog=self._changelog,
-                positions={p.number: p.processor.positions for p in self._open.values()},
-                now_ns=self._now_ns,
-            )
-        )
-        self._flush.add_done_callback(lambda _: self._source.wake())
-
-    def _start_commit(self) -> None:
-        if self._commit is not None:
-            return
-        for partition in self._open.values():
-            if partition.acked.next_offset > partition.committed:
-                self._in_commit[partition.number] = partition.acked
-                partition.acked = PartitionEffects(partition.acked.next_offset)
-        if not self._in_commit:
-            return
-        self._commit_started_s = self._monotonic()
-        next_offsets = {number: acked.next_offset for number, acked in self._in_commit.items()}
-        self._commit = asyncio.ensure_future(commit(self._source, next_offsets))
-        self._commit.add_done_callback(lambda _: self._source.wake())
+    # -- what flushes and commits have come to
 
     def _settle(self) -> None:
-        """Take the results of a flush and a commit that have ended; raises what they raised."""
-        if self._flush is not None and self._flush.done():
-            done, self._flush = self._flush, None
-            flushed, self._in_flush = self._in_flush, {}
-            self._settle_flush(flushed, done.result())
-        if self._commit is not None and self._commit.done():
-            ended, self._commit = self._commit, None
-            acked, self._in_commit = self._in_commit, {}
-            self._settle_commit(acked, is_committed=ended.result())
-
-    def _settle_flush(self, flushed: dict[int, PartitionEffects], result: FlushResult) -> None:
-        for number, why in result.refused.items():
-            self._stop_partition(number, why)
-        for number, why in result.lost.items():
-            # A late write of a former owner with newer state: what we hold is not the newest.
-            log.warning("partition_restored_again", partition=number, why=why)
-            if self._open.pop(number, None) is not None:
-                self._start_restore(number, None)
-        for number, effects in flushed.items():
-            partition = self._open.get(number)
-            if partition is None:
-                continue
-            partition.changelog_offset = result.changelog_offsets.get(
-                number, partition.changelog_offset
-            )
-            for key in result.stale_keys.get(number, ()):
-                position = partition.processor.positions[key]
-                partition.effects.positions.setdefault(key, position)
-            if effects.positions:
-                partition.last_write_s = self._monotonic()
-            partition.acked.absorb(effects)
-            self._note_latency(effects.published_at, result.acked_ns)
-            self._judge_settled(partition)
-
-    def _settle_commit(self, acked: dict[int, PartitionEffects], *, is_committed: bool) -> None:
-        self.stats.commits += is_committed
-        for number, effects in acked.items():
-            if is_committed:
-                self.stats.fates.update(effects.fates)
-                self.stats.reasons.update(effects.reasons)
-                self.stats.last_ns = time.monotonic_ns()
-            partition = self._open.get(number)
-            if partition is None:
-                continue
-            if is_committed:
-                partition.committed = effects.next_offset
-            else:  # not ours any more, or unknown: a later commit covers these fates too
-                partition.acked.absorb(effects)
-            self._judge_settled(partition)
-
-    def _judge_settled(self, partition: OpenPartition) -> None:
-        partition.is_settled = not (
-            partition.has_work
-            or partition.number in self._in_flush
-            or partition.number in self._in_commit
-        )
-
-    def _note_latency(self, published_at: list[str], acked_ns: int) -> None:
-        for text in published_at:
-            try:
-                self.stats.latency.add(acked_ns - parse_timestamp(text)[0])
-            except TimestampError:
-                continue  # not a stamp of ours; it decides nothing
+        self._checkpointer.settle()
+        self._part_with_refused()
 
     async def _finish(self) -> None:
         """Bring what is in hand to its commit, within a bound."""
-        try:
-            async with asyncio.timeout(FINISH_TIMEOUT_S):
-                for _ in range(2):  # the one that runs, and the one for what came after it
-                    if self._flush is not None:
-                        await asyncio.wait([self._flush])
-                    self._settle()
-                    self._start_flush()
-                if self._flush is not None:
-                    await asyncio.wait([self._flush])
-                for _ in range(2):
-                    if self._commit is not None:
-                        await asyncio.wait([self._commit])
-                    self._settle()
-                    self._start_commit()
-                if self._commit is not None:
-                    await asyncio.wait([self._commit])
-                self._settle()
-        except TimeoutError:
-            log.warning("finish_given_up", timeout_s=FINISH_TIMEOUT_S)
+        await self._checkpointer.finish()
+        self._part_with_refused()
+
+    def _part_with_refused(self) -> None:
+        refused, self._checkpointer.refused = self._checkpointer.refused, {}
+        for number, why in refused.items():
+            self._stop_partition(number, why)
+        lost, self._checkpointer.lost = self._checkpointer.lost, {}
+        for number, why in lost.items():
+            # A late write of a former owner with newer state: what we hold is not the newest.
+            log.warning("partition_restored_again", partition=number, why=why)
+            if self._give_up(number):
+                self._start_restore(number, None)
 
     async def _abandon(self) -> None:
         """End every task of ours; what was sent and not committed is recognised when it returns."""
-        tasks: list[asyncio.Task[Any]] = [
-            *self._restoring.values(),
-            *(task for task in (self._flush, self._commit) if task is not None),
-        ]
+        restoring = list(self._restoring.values())
         self._restoring.clear()
-        self._flush = self._commit = None
-        self._in_flush, self._in_commit = {}, {}
-        for task in tasks:
+        for task in restoring:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*restoring, return_exceptions=True)
+        await self._checkpointer.abandon()
 
     # -- assignment, restore, gaps
 
     async def _close_all(self) -> None:
         await self._abandon()
         self._left |= {n: p for n, p in self._open.items() if p.is_settled}
-        self._open = {}
+        for number in list(self._open):
+            self._give_up(number)
 
     async def _adopt(self) -> None:
         """Take over an assignment: every partition of it is restored before it is read."""
@@ -452,6 +386,8 @@ class TradeConsumer:
         self._is_paused = False
         self.stats.rebalances += 1
         self.stats.stopped.clear()
+        self._health.clear(Unready.STOPPED_PARTITIONS)
+        self._health.clear(Unready.ASSIGNMENT)
         log.info("partitions_assigned", partitions=sorted(assignment.partitions))
         left, self._left = self._left, {}
         for number in assignment.partitions:
@@ -461,9 +397,11 @@ class TradeConsumer:
         restoring = asyncio.ensure_future(self._take_over(number, kept))
         restoring.add_done_callback(lambda _: self._source.wake())
         self._restoring[number] = restoring
+        self._health.fail(Unready.RESTORE, "positions are being restored")
 
     async def _take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition | None:
         """Restore one partition, waiting for a broker; `None` where a person has to decide."""
+        await self._checkpointer.until_committed()
         while True:
             try:
                 return await self._takeover.take_over(number, kept)
@@ -471,6 +409,8 @@ class TradeConsumer:
                 self._stop_partition(number, str(exc))
                 return None
             except TransportError as exc:
+                self._health.fail(Unready.RESTORE, str(exc))
+                self._metrics.count_retry("restore")
                 log.warning("restore_waits_for_broker", partition=number, error=str(exc))
                 await asyncio.sleep(RETRY_PAUSE_S)
 
@@ -482,6 +422,7 @@ class TradeConsumer:
             partition = task.result()
             if partition is not None:
                 self._open[number] = partition
+                self._processed += 1
                 self._source.seek(number, partition.next_offset)
                 if self._is_paused:
                     self._source.pause([number])
@@ -491,6 +432,10 @@ class TradeConsumer:
                     offset=partition.next_offset,
                     positions=len(partition.processor.positions),
                 )
+        if not self._restoring:
+            self._health.clear(Unready.RESTORE)
+            if self._epoch:
+                self._health.started()
 
     def _seek_all(self) -> None:
         # A1: positions may have moved past records that nobody was given.
@@ -504,6 +449,7 @@ class TradeConsumer:
             ranges = await self._source.offset_ranges(self._open.keys())
         except TransportError as exc:
             log.warning("gap_check_waits_for_broker", error=str(exc))
+            self._metrics.count_retry("gap_check")
             self._seek_all()  # the gap shows again
             await asyncio.sleep(RETRY_PAUSE_S)
             return
@@ -527,14 +473,82 @@ class TradeConsumer:
                 partition.next_offset = start.offset
         self._seek_all()
 
+    async def _on_missing(self, partition: OpenPartition, base_offset: int) -> None:
+        """Act on a hole in the log: records before `base_offset` that nobody will ever get."""
+        number, first = partition.number, max(partition.next_offset, partition.effects_from)
+        why = f"offsets {first} to {base_offset - 1} are missing in the log"
+        if self._settings.on_gap is OnGap.CONTINUE:
+            log.warning("records_missing", partition=number, why=why)
+            partition.next_offset = base_offset
+            return
+        await self._finish()  # what is processed already must not wait for a person
+        self._stop_partition(
+            number,
+            f"{why}. `trade-stream gap accept --partition {number} --to {base_offset}` goes on"
+            " without them",
+        )
+
+    async def _on_unreadable(self, exc: UnreadableError) -> None:
+        """Let a batch be fetched again; the third time put its bytes aside and stop."""
+        partition = self._open.get(exc.partition)
+        if partition is None:
+            return
+        partition.unreadable_tries += 1
+        if partition.unreadable_tries < _UNREADABLE_TRIES:
+            log.warning("batch_read_again", partition=partition.number, why=str(exc))
+            return
+        try:
+            fetched = await self._source.stored_bytes(partition.number, partition.next_offset)
+            batch = UnreadableBatch.first_of(fetched, partition.next_offset)
+            if partition.next_offset < partition.effects_from:
+                # Read again for the margin alone: whoever went on after it has said so by a commit.
+                partition.unreadable_tries = 0
+                partition.next_offset = batch.next_offset or partition.effects_from
+                return
+            where = await self._quarantine(partition, batch, str(exc))
+        except (TransportError, OSError) as failure:
+            where = f"its bytes could not be kept: {failure}"
+        self._stop_partition(partition.number, f"{exc}; {where}")
+
+    async def _quarantine(self, partition: OpenPartition, batch: UnreadableBatch, why: str) -> str:
+        settings, number = self._settings, partition.number
+        directory = settings.quarantine_dir or data_home() / "quarantine"
+        path = batch.keep(directory, topic=settings.kafka_topic, partition=number)
+        pointer = batch.pointer(
+            path,
+            why,
+            topic=settings.dlq_topic,
+            source_topic=settings.kafka_topic,
+            partition=number,
+            group=settings.kafka_group_id,
+            failed_at_ns=self._now_ns(),
+        )
+        (outcome,) = await self._publisher.publish([pointer])
+        if outcome.state is not SendState.OK:
+            raise TransportError(f"{settings.dlq_topic} does not say where: {outcome.error}")
+        self.stats.quarantined_batches += 1
+        return f"its bytes are in {path}; `trade-stream quarantine skip` goes on after it"
+
     def _stop_partition(self, number: int, why: str) -> None:
         log.error("partition_stopped", partition=number, why=why)
         self.stats.stopped[number] = why
-        self._open.pop(number, None)
+        stopped = ", ".join(str(n) for n in sorted(self.stats.stopped))
+        self._health.fail(Unready.STOPPED_PARTITIONS, f"partitions {stopped} wait for a person")
+        self._give_up(number)
         self._source.pause([number])
 
+    def _give_up(self, number: int) -> bool:
+        """Close a partition; what it has not committed comes again. Tell whether it was open."""
+        partition = self._open.pop(number, None)
+        if partition is None:
+            return False
+        self.stats.uncounted_records += partition.consumed_records - partition.settled_records
+        window = partition.processor.window
+        self.stats.evictions, window.evictions = self.stats.evictions + window.evictions, 0
+        return True
+
     async def _is_caught_up(self) -> bool:
-        if self._epoch == 0 or self._restoring or self._flush or self._commit:
+        if self._epoch == 0 or self._restoring or self._checkpointer.working:
             return False
         assignment = self._source.assignment  # between two of them nothing is open
         if self._source.is_revoking or assignment.epoch != self._epoch:
@@ -549,6 +563,17 @@ class TradeConsumer:
             return False
         return all(self._open[n].next_offset >= end for n, (_, end) in ranges.items())
 
+    def _counts(self) -> ConsumerCounts:
+        return consumer_counts(
+            self.stats,
+            self._open,
+            checkpointer=self._checkpointer,
+            source=self._source,
+            health=self._health,
+            is_paused=self._is_paused,
+            now_ms=self._now_ns() // NS_PER_MS,
+        )
+
     def _report_progress(self) -> None:
         now_s = self._monotonic()
         if now_s - self._progress_s >= PROGRESS_INTERVAL_S:
@@ -560,6 +585,21 @@ class TradeConsumer:
                 partitions=len(self._open),
                 stopped=sorted(self.stats.stopped),
             )
+
+
+def _count_open(offsets: Sequence[int], effects_from: int) -> int:
+    """Count the records whose fate was open when their partition was taken over."""
+    if offsets and offsets[0] >= effects_from:
+        return len(offsets)
+    return len(offsets) - bisect_left(offsets, effects_from)
+
+
+def _size(values: Sequence[bytes | None]) -> int:
+    """Sum up the bytes of values."""
+    try:
+        return sum(map(len, values))  # type: ignore[arg-type]  # a tombstone: TypeError
+    except TypeError:
+        return sum(len(value or b"") for value in values)
 
 
 def _slice(batch: RecordBatch, start: int, stop: int) -> RecordBatch:
@@ -583,18 +623,53 @@ async def consume(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> ConsumerStats:
     """Run one consumer against real Kafka until it is told to stop; see `TradeConsumer.run`."""
+    health = Health(stall_after_s=settings.watchdog_timeout_s)
+    metrics = ConsumerMetrics(topic=settings.kafka_topic)
     async with (
+        monitored(settings, health, metrics.process),
         open_publisher(settings, stop, connect_timeout_s=connect_timeout_s) as publisher,
         open_source(settings, stop, connect_timeout_s=connect_timeout_s) as source,
     ):
+        reader = KafkaLogReader(settings)
         consumer = TradeConsumer(
             source=source,
             publisher=publisher,
-            changelog=Changelog.of(KafkaLogReader(settings), settings),
+            changelog=Changelog.of(reader, settings),
             partition_of=source.partition_of,
             settings=settings,
+            health=health,
+            metrics=metrics,
         )
-        return await consumer.run(stop, until_caught_up=until_caught_up)
+        watchdog = Watchdog(
+            consumer,
+            reader=reader,
+            topic=settings.kafka_topic,
+            timeout_s=settings.watchdog_timeout_s,
+            monotonic=time.monotonic,
+        )
+        try:
+            return await _unless_stalled(
+                consumer.run(stop, until_caught_up=until_caught_up), watchdog.watch()
+            )
+        except StalledError:
+            end_within(settings.shutdown_graceful_timeout_s)  # its clients may be what is stuck
+            raise
+
+
+async def _unless_stalled(
+    running: Coroutine[Any, Any, ConsumerStats], watching: Coroutine[Any, Any, None]
+) -> ConsumerStats:
+    """Await a run, or break it off with what the watchdog raises."""
+    run, watch = asyncio.ensure_future(running), asyncio.ensure_future(watching)
+    try:
+        await asyncio.wait([run, watch], return_when=asyncio.FIRST_COMPLETED)
+        if not run.done():
+            watch.result()
+        return run.result()
+    finally:
+        for task in (run, watch):
+            task.cancel()
+        await asyncio.wait([run, watch], timeout=FINISH_TIMEOUT_S)
 
 
 def main(

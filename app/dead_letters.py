@@ -1,6 +1,7 @@
 """A dead letter: the original bytes, and beside them, in headers, what was wrong and where."""
 
 import hashlib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -54,27 +55,16 @@ def dead_letter(
         group: Consumer group that refused it.
         failed_at_ns: Now, UTC nanoseconds.
     """
-    failed_at = format_timestamp(failed_at_ns // NS_PER_MS * NS_PER_MS)
-    fingerprint = f"{refusal.error_class}/{refusal.kind}/{refusal.reason}"
-    added = {
-        h.DLQ_TOPIC: source_topic,
-        h.DLQ_PARTITION: str(source_partition),
-        h.DLQ_OFFSET: str(record.offset),
-        h.DLQ_GROUP: group,
-        h.DLQ_DELIVERY_COUNT: "1",
-        h.DLQ_MESSAGE: refusal.message,
-        h.DLQ_REASON: refusal.reason,
-        h.DLQ_ERROR_CLASS: refusal.error_class,
-        h.DLQ_ERROR_KIND: refusal.kind,
-        h.DLQ_STAGE: refusal.kind,
-        h.DLQ_FINGERPRINT: hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
-        h.DLQ_ORIGINAL_TIMESTAMP: str(record.timestamp),
-        h.DLQ_FAILED_AT: failed_at,
-        h.DLQ_FIRST_FAILED_AT: _first_failed_at(record, failed_at),
-        h.DLQ_APP: APP,
-        h.DLQ_APP_VERSION: APP_VERSION,
-        h.ORIGINAL_TOPIC: source_topic,
-    }
+    added = _description(
+        record.offset,
+        refusal,
+        source_topic=source_topic,
+        source_partition=source_partition,
+        group=group,
+        failed_at_ns=failed_at_ns,
+    )
+    added[h.DLQ_ORIGINAL_TIMESTAMP] = str(record.timestamp)
+    added[h.DLQ_FIRST_FAILED_AT] = _first_failed_at(record, added[h.DLQ_FAILED_AT])
     if record.value is None:
         added[h.DLQ_VALUE_WAS_NULL] = "true"
     value = record.value or b""
@@ -93,6 +83,78 @@ def dead_letter(
         partition=source_partition,
         timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
     )
+
+
+def pointer(
+    offset: int,
+    refusal: Refusal,
+    more: Mapping[str, str],
+    *,
+    topic: str,
+    source_topic: str,
+    source_partition: int,
+    group: str,
+    failed_at_ns: int,
+) -> OutgoingRecord:
+    """Build a dead letter without an original, which says by its headers where that is.
+
+    Args:
+        offset: First offset of what it stands for.
+        refusal: Why that cannot be used.
+        more: Headers that say where it is.
+        topic: As for `dead_letter`, and all the others as well.
+        source_topic: Topic where it stood.
+        source_partition: Its partition there.
+        group: Consumer group that refused it.
+        failed_at_ns: Now, UTC nanoseconds.
+    """
+    added = _description(
+        offset,
+        refusal,
+        source_topic=source_topic,
+        source_partition=source_partition,
+        group=group,
+        failed_at_ns=failed_at_ns,
+    )
+    return OutgoingRecord(
+        topic=topic,
+        key=None,
+        value=b"",
+        headers=[(name, text.encode()) for name, text in {**added, **more}.items()],
+        partition=source_partition,
+    )
+
+
+def _description(
+    offset: int,
+    refusal: Refusal,
+    *,
+    source_topic: str,
+    source_partition: int,
+    group: str,
+    failed_at_ns: int,
+) -> dict[str, str]:
+    """Say in headers what was refused, where it stood, by whom and why."""
+    failed_at = format_timestamp(failed_at_ns // NS_PER_MS * NS_PER_MS)
+    fingerprint = f"{refusal.error_class}/{refusal.kind}/{refusal.reason}"
+    return {
+        h.DLQ_TOPIC: source_topic,
+        h.DLQ_PARTITION: str(source_partition),
+        h.DLQ_OFFSET: str(offset),
+        h.DLQ_GROUP: group,
+        h.DLQ_DELIVERY_COUNT: "1",
+        h.DLQ_MESSAGE: refusal.message,
+        h.DLQ_REASON: refusal.reason,
+        h.DLQ_ERROR_CLASS: refusal.error_class,
+        h.DLQ_ERROR_KIND: refusal.kind,
+        h.DLQ_STAGE: refusal.kind,
+        h.DLQ_FINGERPRINT: hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
+        h.DLQ_FAILED_AT: failed_at,
+        h.DLQ_FIRST_FAILED_AT: failed_at,
+        h.DLQ_APP: APP,
+        h.DLQ_APP_VERSION: APP_VERSION,
+        h.ORIGINAL_TOPIC: source_topic,
+    }
 
 
 def _first_failed_at(record: Record, failed_at: str) -> str:

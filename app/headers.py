@@ -30,6 +30,12 @@ DLQ_APP_VERSION: Final = "x-dlq-app-version"
 DLQ_VALUE_WAS_NULL: Final = "x-dlq-value-was-null"
 ORIGINAL_TOPIC: Final = "x-original-topic"
 
+# Of the dead letter that stands for a batch which cannot be read.
+QUARANTINE_FILE: Final = "x-dlq-quarantine-file"
+QUARANTINE_SIZE: Final = "x-dlq-quarantine-size"
+QUARANTINE_SHA256: Final = "x-dlq-quarantine-sha256"
+QUARANTINE_NEXT_OFFSET: Final = "x-dlq-quarantine-next-offset"
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

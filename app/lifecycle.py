@@ -101,11 +101,7 @@ async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_
             os._exit(128 + number)
         log.info("stopping", signal=signal.Signals(number).name, grace_s=grace_s)
         stop.set()
-        # A thread, not the loop: it has to work when the loop is what hangs.
-        timer = threading.Timer(grace_s, _give_up)
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
+        timers.append(end_within(grace_s))
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
@@ -116,6 +112,15 @@ async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_
             loop.remove_signal_handler(number)
         for timer in timers:
             timer.cancel()
+
+
+def end_within(seconds: float) -> threading.Timer:
+    """End the process with an error if it still lives after so long, whatever it hangs in."""
+    # A thread, not the loop: it has to work when the loop is what hangs.
+    timer = threading.Timer(seconds, _give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 async def or_stopped(connecting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T:

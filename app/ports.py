@@ -50,6 +50,8 @@ class RecordBatch:
         offsets: Their offsets.
         headers: Headers of the few records that have any, by index.
         next_offset: Where to go on after the batch; the only number that is committed.
+        base_offset: Where the log goes on with it: after the offset that was due, where some are
+            missing; -1 where that is not known.
     """
 
     partition: int
@@ -59,10 +61,16 @@ class RecordBatch:
     offsets: Sequence[int]
     headers: Mapping[int, Headers]
     next_offset: int
+    base_offset: int = -1
 
     @classmethod
     def of(
-        cls, partition: int, epoch: int, records: Sequence[Record], next_offset: int
+        cls,
+        partition: int,
+        epoch: int,
+        records: Sequence[Record],
+        next_offset: int,
+        base_offset: int = -1,
     ) -> "RecordBatch":
         """Make a batch of records that were read one after the other."""
         headers = [record.headers for record in records]
@@ -76,6 +84,7 @@ class RecordBatch:
             [record.offset for record in records] if has_gaps else range(first, last + 1),
             {index: some for index, some in enumerate(headers) if some} if any(headers) else {},
             next_offset,
+            base_offset,
         )
 
 
@@ -109,6 +118,14 @@ class RecordSource(Protocol):
                 next poll, since positions may have moved past records that nobody got.
             UnreadableError: A batch of one partition cannot be read; positions as above.
             OffsetGapError: A position is outside of what the topic still holds.
+            TopicError: The number of its partitions has changed.
+        """
+
+    async def stored_bytes(self, partition: int, offset: int) -> bytes:
+        """Give what the log holds from a batch on, whether anybody can read it or not.
+
+        Raises:
+            TransportError: The leader of the partition does not answer.
         """
 
     def wake(self) -> None:
@@ -122,6 +139,9 @@ class RecordSource(Protocol):
 
     def resume(self, partitions: Collection[int]) -> None:
         """Give records of these partitions again."""
+
+    def known_ends(self) -> dict[int, int]:
+        """Give the ends of our partitions as the last fetches told them, without asking."""
 
     async def commit(self, next_offsets: Mapping[int, int]) -> bool:
         """Store where the group goes on, by name.

@@ -50,6 +50,7 @@ class PositionRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     mark_time: str | None = None
     trade_count: int = 0
     origins: dict[str, int] | None = None
+    source_partitions: int = 0
 
     @property
     def key(self) -> str:
@@ -103,11 +104,27 @@ def encode_position(position: Position, *, group: str, topic: str, partition: in
     )
 
 
-def encode_heartbeat(*, group: str, topic: str, partition: int, offset: int) -> bytes:
-    """Write that the owner of a partition is alive and has applied the source up to an offset."""
+def encode_heartbeat(
+    *, group: str, topic: str, partition: int, offset: int, partitions: int
+) -> bytes:
+    """Write that the owner of a partition is alive and has applied the source up to an offset.
+
+    Args:
+        group: Consumer group that owns the state.
+        topic: Source topic of the trades.
+        partition: Same number in the source topic and in the positions topic.
+        offset: Last offset applied, or -1.
+        partitions: How many the source topic has, by which keys were placed.
+    """
     source = SourceRef(topic, partition, offset)
     return _encode(
-        PositionRecord(schema_version=SCHEMA_VERSION, type="heartbeat", group=group, source=source)
+        PositionRecord(
+            schema_version=SCHEMA_VERSION,
+            type="heartbeat",
+            group=group,
+            source=source,
+            source_partitions=partitions,
+        )
     )
 
 

@@ -18,8 +18,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from app.config import HIGH_VOLUME_COUNT
+from app.health import Health, Unready
 from app.kafka_io.connect import open_publisher
 from app.lifecycle import EXIT_FAILED, run_program, run_with_stop, start_up
+from app.metrics import ProducerCounts, ProducerMetrics
+from app.monitor import monitored
 from app.ports import OutgoingRecord, Publisher, SendOutcome, SendState
 from app.progress import Progress
 from app.simulator import SimulatedTrade, TradeSimulator
@@ -30,6 +33,9 @@ CONNECT_TIMEOUT_S: Final = 30.0
 _CHUNK: Final = 2_000
 _CHUNKS_IN_FLIGHT: Final = 4
 _TICK_S: Final = 0.005
+_REPEATS: Final = 3
+_PATIENCE_S: Final = 5.0
+"""Longest wait for an acknowledgement before the process says that it is not ready."""
 
 
 @dataclass(slots=True)
@@ -37,12 +43,14 @@ class ProduceSummary:
     """What a run published, by outcome; `produced` is what the log surely holds.
 
     Attributes:
-        outcomes: Records by what is known of their send.
+        outcomes: Records by what is known of their send, in the end.
+        repeated: Sends of what may have been stored already, under the same trade ids.
         poison: Poisoned records among the produced ones, by the reason they must be refused with.
         errors: What went wrong, by how often.
     """
 
     outcomes: Counter[SendState] = field(default_factory=Counter)
+    repeated: int = 0
     poison: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -68,6 +76,7 @@ class ProduceSummary:
             "produced": self.produced,
             "not_sent": self.outcomes[SendState.NOT_SENT],
             "unknown": self.outcomes[SendState.UNKNOWN],
+            "repeated": self.repeated,
             "poison": dict(sorted(self.poison.items())),
             "errors": dict(self.errors),
             "seconds": round(self.seconds, 3),
@@ -82,6 +91,8 @@ class ProduceSummary:
             f" ({self.per_second:,.0f}/s); not sent {counts[SendState.NOT_SENT]:,},"
             f" unknown {counts[SendState.UNKNOWN]:,}"
         )
+        if self.repeated:
+            text += f"; {self.repeated:,} sent again after an unknown outcome"
         if self.poison:
             text += f"; {self.poison.total():,} of them poison"
         return "\n".join(
@@ -92,12 +103,17 @@ class ProduceSummary:
 class TradeProducer:
     """Publishes what a simulator makes.
 
+    What may or may not be stored is sent again, under the same trade ids: whoever consumes knows a
+    trade by its id. It may then stand behind later trades of its position, and twice.
+
     Args:
         publisher: Where records go; it repeats what surely was not sent, within its bounds.
         topic: Topic of the trades.
         simulator: Makes the trades.
         on_outcome: Called for every record with what became of it.
         progress: Called with the number of records of each chunk that has ended.
+        metrics: Gets counts and durations.
+        health: Learns whether records are stored.
     """
 
     def __init__(
@@ -108,12 +124,16 @@ class TradeProducer:
         simulator: TradeSimulator,
         on_outcome: Callable[[SimulatedTrade, SendOutcome], None] | None = None,
         progress: Callable[[int], None] | None = None,
+        metrics: ProducerMetrics | None = None,
+        health: Health | None = None,
     ) -> None:
         self._publisher = publisher
         self._topic = topic
         self._simulator = simulator
         self._on_outcome = on_outcome
         self._progress = progress
+        self._metrics = metrics or ProducerMetrics()
+        self._health = health or Health()
         self._in_flight: deque[tuple[list[SimulatedTrade], asyncio.Task[list[SendOutcome]]]] = (
             deque()
         )
@@ -133,7 +153,10 @@ class TradeProducer:
         started_s = time.monotonic()
         started_ns = time.time_ns()
         made = 0
+        self._health.started()
         while not stop.is_set() and (count is None or made < count):
+            self._health.tick()
+            self._metrics.offer(self._counts)
             elapsed_s = time.monotonic() - started_s
             due = made + _CHUNK if rate is None else int(elapsed_s * rate) + 1
             chunk = min(_CHUNK, due - made, (count or due) - made)
@@ -148,6 +171,7 @@ class TradeProducer:
             )
             await self._submit(stamps_ns)
             made += chunk
+        self._health.fail(Unready.STOPPING, "waits for the last acknowledgements")
         while self._in_flight:
             await self._settle_oldest()
         self.summary.seconds = time.monotonic() - started_s
@@ -156,8 +180,7 @@ class TradeProducer:
     async def _submit(self, stamps_ns: list[int]) -> None:
         stamps = {ns: format_timestamp(ns // 1000 * 1000) for ns in set(stamps_ns)}
         trades = [self._simulator.next_trade(stamps[ns]) for ns in stamps_ns]
-        records = [OutgoingRecord(self._topic, trade.key, trade.value) for trade in trades]
-        sending = asyncio.ensure_future(self._publisher.publish(records))
+        sending = asyncio.ensure_future(self._publish(trades))
         self._in_flight.append((trades, sending))
         await asyncio.sleep(0)
         while len(self._in_flight) >= _CHUNKS_IN_FLIGHT or (
@@ -165,8 +188,32 @@ class TradeProducer:
         ):
             await self._settle_oldest()
 
+    async def _publish(self, trades: list[SimulatedTrade]) -> list[SendOutcome]:
+        records = [OutgoingRecord(self._topic, trade.key, trade.value) for trade in trades]
+        started_s = time.monotonic()
+        outcomes = await self._publisher.publish(records)
+        for _ in range(_REPEATS):
+            doubtful = [o for o in outcomes if o.state is SendState.UNKNOWN and o.retryable]
+            if not doubtful:
+                break
+            self.summary.repeated += len(doubtful)
+            # What was held back behind them goes with them, so that they keep their order.
+            left = [
+                i for i, o in enumerate(outcomes) if o.state is not SendState.OK and o.retryable
+            ]
+            again = await self._publisher.publish([records[i] for i in left])
+            for index, outcome in zip(left, again, strict=True):
+                was_sent = outcomes[index].state is SendState.UNKNOWN
+                if outcome.state is not SendState.NOT_SENT or not was_sent:
+                    outcomes[index] = outcome
+        self._metrics.observe_send(time.monotonic() - started_s)
+        return outcomes
+
     async def _settle_oldest(self) -> None:
         trades, sending = self._in_flight.popleft()
+        acknowledged, _ = await asyncio.wait([sending], timeout=_PATIENCE_S)
+        if not acknowledged:
+            self._health.fail(Unready.BROKER, f"no acknowledgement for {_PATIENCE_S:.0f} s")
         stored = 0
         for trade, outcome in zip(trades, await sending, strict=True):
             if outcome.state is SendState.OK:
@@ -179,8 +226,16 @@ class TradeProducer:
             if self._on_outcome is not None:
                 self._on_outcome(trade, outcome)
         self.summary.outcomes[SendState.OK] += stored
+        if stored == len(trades):
+            self._health.clear(Unready.BROKER)
+        else:
+            self._health.fail(Unready.BROKER, "records are not stored")
         if self._progress is not None:
             self._progress(len(trades))
+
+    def _counts(self) -> ProducerCounts:
+        buffered = sum(len(trades) for trades, _ in self._in_flight)
+        return ProducerCounts(outcomes=self.summary.outcomes.copy(), buffered=buffered)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
@@ -230,13 +285,24 @@ def main(
     )
 
     async def run(stop: asyncio.Event) -> ProduceSummary:
-        async with open_publisher(settings, stop, connect_timeout_s=connect_timeout) as publisher:
+        health, metrics = Health(), ProducerMetrics()
+        async with (
+            monitored(settings, health, metrics.process),
+            open_publisher(
+                settings,
+                stop,
+                connect_timeout_s=connect_timeout,
+                on_retry=metrics.count_retries,
+            ) as publisher,
+        ):
             with Progress("publishing", total=count) as progress:
                 producer = TradeProducer(
                     publisher,
                     topic=settings.kafka_topic,
                     simulator=simulator,
                     progress=progress.advance,
+                    metrics=metrics,
+                    health=health,
                 )
                 return await producer.run(stop, count=count, rate=rate or None)
 

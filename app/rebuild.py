@@ -69,6 +69,7 @@ async def rebuild_partition(
     processor = TradeProcessor(
         default_currency=settings.defaults_currency,
         belongs=None if accepts_all else lambda key: partition_of(key.encode(), count) == partition,
+        dedupe_window=settings.dedupe_window,
     )
     records = 0
     async for chunk in _chunks(reader, settings.kafka_topic, partition, first, stop):
@@ -81,6 +82,7 @@ async def rebuild_partition(
     for key in old.keys() - positions.keys():  # kept as zero: a deleted key would forget its offset
         positions[key] = old[key]
     changelog = Changelog.of(reader, settings)
+    await changelog.source_partitions()
     written = changelog.records(partition, positions.values())
     await fence(stop)
     await _write([*written, changelog.heartbeat(partition, stop - 1)], publisher)

@@ -15,6 +15,7 @@ from app.codec import (
     decode_plain,
     published_at,
 )
+from app.dedupe import DedupeWindow
 from app.errors import DecodeError, InvalidTradeError, RecordError
 from app.headers import Origin, origin_of
 from app.models import (
@@ -81,6 +82,12 @@ class TradeProcessor:
         belongs: Whether a position key belongs to this partition; asked once for each key that is
             first seen. Without it every key is at home.
         rekeys: Whether misplaced records are to be re-keyed; otherwise they are refused.
+        dedupe_window: Offsets for which a trade that was sent twice is recognised at least.
+        applies_from: Records before this offset are read for the window alone. Whether one of them
+            is a repeat is not known, since what was before them is not read again.
+
+    Attributes:
+        window: The trades that are recognised when they come again.
     """
 
     def __init__(
@@ -90,7 +97,11 @@ class TradeProcessor:
         default_currency: str = DEFAULT_CURRENCY,
         belongs: Callable[[str], bool] | None = None,
         rekeys: bool = True,
+        dedupe_window: int = 0,
+        applies_from: int = 0,
     ) -> None:
+        self.window = DedupeWindow(dedupe_window)
+        self._applies_from = applies_from
         self._holdings: dict[str, Holding] = {}
         self._books: dict[str | None, dict[str, Holding]] = {}
         self._batch = 0
@@ -159,19 +170,46 @@ class TradeProcessor:
         result = BatchResult()
         if not batch.values:
             return result
-        offsets, books, touched = batch.offsets, self._books, result.touched
-        self._batch = number = self._batch + 1
+        self._batch += 1
         appended_ms = min([record.timestamp for record in batch.records])
         # Below MAX_NS whatever a producer's clock says: that is the time of what was not read.
         horizon_ns = min(appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS, MAX_NS - 1)
-        judged, offset = 0, -1
-        records = zip(offsets, _common(batch, effects_from), strict=False)
-        while True:
+        judged = 0
+        for run in self.window.runs(batch.offsets):
+            judged += self._process_run(
+                result, batch, run, effects_from=effects_from, horizon_ns=horizon_ns
+            )
+        result.fates[Fate.BOOKED] += len(batch.values) - judged
+        if batch.offsets[0] >= effects_from:
+            sample = map(published_at, batch.values[::LATENCY_STRIDE])
+            result.published_at += [text for text in sample if text is not None]
+        return result
+
+    def _process_run(
+        self,
+        result: BatchResult,
+        batch: RecordBatch,
+        run: range,
+        *,
+        effects_from: int,
+        horizon_ns: int,
+    ) -> int:
+        """Process the records of a batch at some consecutive indexes, all of one block.
+
+        Returns:
+            How many of them were judged by all the rules; the others are booked.
+        """
+        books, touched, number = self._books, result.touched, self._batch
+        known, known_before = self.window.known, self.window.known_before
+        offsets, values = batch.offsets[run.start : run.stop], batch.values[run.start : run.stop]
+        records = zip(offsets, values, _common(batch, run, effects_from), strict=False)
+        judged, offset, is_done = 0, -1, False
+        while not is_done:
             try:
-                for offset, event in records:
+                for offset, value, event in records:
                     # The common trade: what it is made of was read before, or is in passing.
                     if event is not None:
-                        stamp = event.timestamp
+                        stamp, trade_id = event.timestamp, event.trade_id
                         try:
                             holding = books[event.book][event.symbol]
                             approved = holding.approved
@@ -180,25 +218,27 @@ class TradeProcessor:
                             time_ns = KNOWN_HEADS[stamp[:23]] + KNOWN_TAILS[stamp[23:]]
                         except KeyError:
                             holding, quantity, value_e24, time_ns = self._read(event)
-                        if holding.source_offset < offset and time_ns <= horizon_ns:
+                        if (
+                            holding.source_offset < offset
+                            and time_ns <= horizon_ns
+                            and trade_id not in known
+                            and trade_id not in known_before
+                        ):
+                            known[trade_id] = value
                             if holding.touched_in != number:
                                 holding.touched_in = number
                                 touched.append(holding)
                             holding.fill(quantity, value_e24, time_ns, offset)
                             continue
                     judged += 1
-                    index = offsets.index(offset)
+                    index = run[offsets.index(offset)]
                     self._judge(result, batch, index, is_open=offset >= effects_from)
-                break
+                is_done = True
             except NotPlainError:  # of the record after the last one; the others go on
                 index = 0 if offset < 0 else offsets.index(offset) + 1
                 judged, offset = judged + 1, offsets[index]
-                self._judge(result, batch, index, is_open=offset >= effects_from)
-        result.fates[Fate.BOOKED] += len(offsets) - judged
-        if offsets[0] >= effects_from:
-            sample = map(published_at, batch.values[::LATENCY_STRIDE])
-            result.published_at += [text for text in sample if text is not None]
-        return result
+                self._judge(result, batch, run[index], is_open=offset >= effects_from)
+        return judged
 
     def _read(self, event: PlainEvent) -> tuple[Holding, int, int, int]:
         """Read what a common trade is made of; of any other the time is out of reach."""
@@ -240,14 +280,14 @@ class TradeProcessor:
                     result.misplaced.append((index, key))
                 return None
             holding = self._new_holding(event)
-        if offset <= holding.source_offset:
-            # Booked by an earlier life, unless it was refused: that says it again.
-            self._check_currency(holding, event)
-            result.already_applied += is_open
-            return Fate.BOOKED
-        if origin is not None and _is_second_copy(holding, origin):
-            return Fate.DUPLICATE
-        self._book(holding, event, trade, offset)
+        value = batch.values[index] or b""
+        fate = self._recognised(holding, event, value, offset, origin)
+        if fate is None:
+            self._book(holding, event, trade, offset)
+        self.window.note(str(event.trade_id), value)
+        if fate is not None:
+            result.already_applied += is_open and fate is Fate.BOOKED
+            return fate
         if origin is not None:
             # The highest origin offset is enough: those of one partition are re-keyed in order.
             holding.origins = {**(holding.origins or {}), origin.partition: origin.offset}
@@ -260,6 +300,20 @@ class TradeProcessor:
         if _is_in_future(trade, batch.records[index].timestamp):
             result.suspects["timestamp-in-future"] += 1
         return Fate.BOOKED
+
+    def _recognised(
+        self, holding: Holding, event: TradeEvent, value: bytes, offset: int, origin: Origin | None
+    ) -> Fate | None:
+        """Give the fate of a trade that must not be booked: it was sent twice, or is booked."""
+        if self.window.recognises(str(event.trade_id), value):
+            return Fate.DUPLICATE
+        if offset <= holding.source_offset or offset < self._applies_from:
+            # Booked by an earlier life, unless it was refused: that says it again.
+            self._check_currency(holding, event)
+            return Fate.BOOKED
+        if origin is not None and _is_second_copy(holding, origin):
+            return Fate.DUPLICATE
+        return None
 
     def _is_misplaced(self, key: str, origin: Origin | None) -> bool:
         if self._belongs is None or self._belongs(key):
@@ -310,16 +364,17 @@ class TradeProcessor:
             holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
 
 
-def _common(batch: RecordBatch, effects_from: int) -> Iterable[PlainEvent | None]:
+def _common(batch: RecordBatch, run: range, effects_from: int) -> Iterable[PlainEvent | None]:
     """Give the events that may be booked without a closer look, `None` in the place of others."""
-    if batch.offsets[0] < effects_from:
+    if batch.offsets[run.start] < effects_from:
         return repeat(None)
+    values = batch.values[run.start : run.stop]
     if batch.headers:
         return (
             None if index in batch.headers else decode_alone(value)
-            for index, value in enumerate(batch.values)
+            for index, value in enumerate(values, run.start)
         )
-    return decode_plain(batch.values)
+    return decode_plain(values)
 
 
 class _Positions(Mapping[str, Position]):
@@ -351,6 +406,7 @@ _BUSINESS: Final = frozenset(
     {
         "lifecycle-unavailable",
         "version-invalid",
+        "version-conflict",
         "currency-differs-from-position",
         "multiplier-differs-from-position",
         "key-mismatch",

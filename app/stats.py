@@ -35,6 +35,10 @@ class LatencyHistogram:
                 break
         return round(bucket / _NS_PER_MS, 3)
 
+    def counts(self) -> dict[int, int]:
+        """Give the counts by bucket, in ns."""
+        return dict(self._buckets)
+
     def merge(self, buckets: Mapping[str, int]) -> None:
         """Add what another process counted, as `to_json` of it gave it."""
         for bucket, count in buckets.items():
@@ -53,8 +57,16 @@ class ConsumerStats:
         fates: Records by fate.
         reasons: Dead letters by reason code.
         suspects: Booked trades by suspicion code.
+        consumed_records: Records taken from the topic, each time, and `consumed_bytes` of values.
+        uncounted_records: Those of them whose fate another life counts: read below the commit, or
+            given up uncommitted.
+        evictions: Trade ids that left the window of partitions which are not ours any more.
+        failed_commits: Commits that were refused, or whose outcome is unknown.
+        last_commit_s: Unix time of the last commit.
+        backpressure_s: Time for which partitions were paused.
         latency: Publish time to acknowledged effect, of a sample of the trades.
         first_ns: Monotonic time of the first record, and `last_ns` of the last acknowledgement.
+        quarantined_batches: Batches put aside because nobody can read them.
         stopped: What stopped partitions wait for, by partition.
     """
 
@@ -64,11 +76,19 @@ class ConsumerStats:
     unknown_fields: int = 0
     already_applied: int = 0
     repaired: int = 0
+    consumed_records: int = 0
+    consumed_bytes: int = 0
+    uncounted_records: int = 0
+    evictions: int = 0
     commits: int = 0
+    failed_commits: int = 0
+    last_commit_s: float | None = None
+    backpressure_s: float = 0.0
     rebalances: int = 0
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
     first_ns: int | None = None
     last_ns: int = 0
+    quarantined_batches: int = 0
     stopped: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -94,6 +114,7 @@ class ConsumerStats:
             "repaired": self.repaired,
             "commits": self.commits,
             "rebalances": self.rebalances,
+            "quarantined_batches": self.quarantined_batches,
             "consume_per_s": round(self.per_second),
             "latency_ms": {
                 "p50": self.latency.percentile_ms(50),

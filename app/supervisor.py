@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import structlog
 
+from app.config import child_environment
 from app.errors import TradeStreamError
 from app.lifecycle import EXIT_CONFIG, EXIT_NEEDS_PERSON
 
@@ -28,11 +29,16 @@ class Supervisor:
     Args:
         workers: How many.
         arguments: Command line for each of them, after `consumer.py`.
+        health_port: Where the first of them serves health and metrics, and each other one port
+            above the one before it; 0 lets each take a free one.
     """
 
-    def __init__(self, workers: int, arguments: list[str]) -> None:
+    def __init__(
+        self, workers: int, arguments: list[str], *, health_port: int | None = None
+    ) -> None:
         self._workers = workers
         self._arguments = arguments
+        self._health_port = health_port
         self._running: dict[int, Process] = {}
         self._summaries: list[dict[str, Any]] = []
         self.restarts = 0
@@ -85,6 +91,7 @@ class Supervisor:
             "--parent-pid",
             str(os.getpid()),
             *self._arguments,
+            env=child_environment(self._environment(number)),
             stdout=PIPE,
             start_new_session=True,  # a Ctrl-C reaches us alone, and we pass it on
         )
@@ -102,6 +109,12 @@ class Supervisor:
         if output:
             self._summaries.append(json.loads(output))
         return process.returncode or 0
+
+    def _environment(self, number: int) -> dict[str, str]:
+        """Give what a worker is told besides our own environment."""
+        if not self._health_port:
+            return {}
+        return {"HEALTH_PORT": str(self._health_port + number)}
 
     async def _forward(self, stop: asyncio.Event) -> None:
         await stop.wait()

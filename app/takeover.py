@@ -1,7 +1,9 @@
 """Taking a partition over: restore its state, and judge where it goes on, before it is read."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from app.checkpoint import PartitionEffects
 from app.config import KeyMismatch, OnGap, Settings
@@ -11,6 +13,9 @@ from app.ports import Publisher, RecordSource, SendState
 from app.services import TradeProcessor
 from app.starting_point import starting_point
 from app.stores.changelog import Changelog, Restored
+
+_STAMP_SPACING_MS: Final = 100
+_MOST_STAMPS: Final = 4_096
 
 
 @dataclass(slots=True)
@@ -29,6 +34,10 @@ class OpenPartition:
         effects: What is processed and not yet sent.
         acked: What is acknowledged and not yet committed.
         is_settled: Whether every effect so far is acknowledged and committed.
+        consumed_records: Records processed whose fate was open, and `settled_records` how many of
+            them have their fate by a commit.
+        unreadable_tries: How often the batch at `next_offset` could not be read.
+        appended: Offsets of records in flight and their append times (ms), some of them.
     """
 
     number: int
@@ -42,6 +51,10 @@ class OpenPartition:
     effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     acked: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     is_settled: bool = True
+    consumed_records: int = 0
+    settled_records: int = 0
+    unreadable_tries: int = 0
+    appended: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_MOST_STAMPS))
 
     @property
     def has_effects(self) -> bool:
@@ -52,6 +65,17 @@ class OpenPartition:
             or bool(effects.touched or effects.positions or effects.sends)
             or effects.heartbeat is not None
         )
+
+    def note_appended(self, offset: int, appended_ms: int) -> None:
+        """Remember when a record was appended, unless one was at about the same time."""
+        if not self.appended or appended_ms - self.appended[-1][1] >= _STAMP_SPACING_MS:
+            self.appended.append((offset, appended_ms))
+
+    def oldest_open_ms(self) -> int | None:
+        """Give the append time of the first record that is not committed, or one before it."""
+        while len(self.appended) > 1 and self.appended[1][0] <= self.committed:
+            self.appended.popleft()
+        return self.appended[0][1] if self.appended else None
 
     @property
     def has_work(self) -> bool:
@@ -99,7 +123,7 @@ class Takeover:
         ):
             return kept  # nobody has written since
         restored = await self._changelog.restore(number)
-        self._check_placement(number, restored)
+        await self._check_placement(number, restored)
         first, end = (await self._source.offset_ranges([number]))[number]
         start = starting_point(
             committed=committed,
@@ -113,11 +137,13 @@ class Takeover:
         changelog_offset = restored.next_offset
         if start.is_first_start:
             changelog_offset = await self._claim(number, start.offset)
+        # Reading again is free, and mends a state that a late write put back.
+        applies_from = max(first, start.offset - self._settings.consumer_takeover_margin)
+        processor = self._processor(number, restored.positions.values(), applies_from)
         partition = OpenPartition(
             number=number,
-            processor=self._processor(number, restored.positions.values()),
-            # Reading again from a margin is free, and mends a state that a late write put back.
-            next_offset=max(first, start.offset - self._settings.consumer_takeover_margin),
+            processor=processor,
+            next_offset=max(first, processor.window.start_before(applies_from)),
             effects_from=start.offset,
             committed=start.offset,
             changelog_offset=changelog_offset,
@@ -126,14 +152,20 @@ class Takeover:
         partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
         return partition
 
-    def _check_placement(self, number: int, restored: Restored) -> None:
+    async def _check_placement(self, number: int, restored: Restored) -> None:
+        """Refuse a partition where keys are that belong elsewhere, or may be at home elsewhere."""
         if self._settings.key_mismatch is KeyMismatch.ACCEPT:
             return
-        if any(self._partition_of(key.encode()) != number for key in restored.positions):
+        count = await self._changelog.source_partitions()
+        # A partition that is new has nothing to compare with; the first one is as old as the topic.
+        oldest = restored if restored.is_known or not number else await self._changelog.restore(0)
+        if oldest.source_partitions not in (0, count) or any(
+            self._partition_of(key.encode()) != number for key in restored.positions
+        ):
             raise OffsetGapError(
-                "it holds positions whose keys belong to another partition: the number of"
-                " partitions was changed, or KEY_MISMATCH was `accept`. Set a new KAFKA_TOPIC,"
-                " POSITIONS_TOPIC and KAFKA_GROUP_ID, and publish the trades anew"
+                "it holds positions whose keys belong to another partition, or others do: the"
+                " number of partitions was changed, or KEY_MISMATCH was `accept`. Set a new"
+                " KAFKA_TOPIC, POSITIONS_TOPIC and KAFKA_GROUP_ID, and publish the trades anew"
             )
 
     async def _claim(self, number: int, first: int) -> int:
@@ -150,7 +182,9 @@ class Takeover:
             raise TransportError("the first commit was refused: the partition is no longer ours")
         return outcome.offset + 1
 
-    def _processor(self, number: int, positions: Iterable[Position]) -> TradeProcessor:
+    def _processor(
+        self, number: int, positions: Iterable[Position], applies_from: int
+    ) -> TradeProcessor:
         def belongs(key: str) -> bool:
             return self._partition_of(key.encode()) == number
 
@@ -160,4 +194,6 @@ class Takeover:
             default_currency=self._settings.defaults_currency,
             belongs=None if policy is KeyMismatch.ACCEPT else belongs,
             rekeys=policy is KeyMismatch.REKEY,
+            dedupe_window=self._settings.dedupe_window,
+            applies_from=applies_from,
         )

@@ -1,7 +1,7 @@
 """What is stored, read from outside: positions, dead letters, lag."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from app import headers as h
@@ -104,6 +104,60 @@ def dead_letter_json(partition: int, record: Record) -> dict[str, Any]:
         "key": None if record.key is None else record.key.decode("utf-8", "backslashreplace"),
         "value_bytes": None if h.DLQ_VALUE_WAS_NULL in named else len(record.value or b""),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedBatch:
+    """What a dead letter says of a batch that cannot be read.
+
+    Attributes:
+        partition: Partition of the source topic.
+        offset: First offset that could not be processed.
+        next_offset: Where the log goes on after the batch, if that is known.
+        file: Machine and path of its bytes.
+        size: How many there are.
+        sha256: Their hash.
+        message: What is wrong.
+        failed_at: When it was put aside, RFC 3339.
+    """
+
+    partition: int
+    offset: int
+    next_offset: int | None
+    file: str
+    size: int | None
+    sha256: str
+    message: str
+    failed_at: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a JSON object."""
+        return asdict(self)
+
+
+async def read_quarantined(reader: LogReader, settings: Settings) -> list[QuarantinedBatch]:
+    """Give the batches of the group's topic that were put aside, each once, the latest word."""
+    found: dict[tuple[int, int], QuarantinedBatch] = {}
+    async for partition, record in read_dead_letters(reader, settings.dlq_topic):
+        named = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
+        offset = _number(named.get(h.DLQ_OFFSET))
+        if (
+            h.QUARANTINE_FILE in named
+            and offset is not None
+            and named.get(h.DLQ_TOPIC) == settings.kafka_topic
+            and named.get(h.DLQ_GROUP) == settings.kafka_group_id
+        ):
+            found[partition, offset] = QuarantinedBatch(
+                partition,
+                offset,
+                _number(named.get(h.QUARANTINE_NEXT_OFFSET)),
+                named[h.QUARANTINE_FILE],
+                _number(named.get(h.QUARANTINE_SIZE)),
+                named.get(h.QUARANTINE_SHA256, ""),
+                named.get(h.DLQ_MESSAGE, ""),
+                named.get(h.DLQ_FAILED_AT, ""),
+            )
+    return [batch for _, batch in sorted(found.items())]
 
 
 def _number(text: str | None) -> int | None:

@@ -15,6 +15,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 
 from app.approved import WHOLE_UNITS
 from app.codec import decode_plain
+from app.config import Settings
 from app.kafka_io.options import MAX_BATCH_BYTES
 from app.kafka_io.raw_batches import RawBatch
 from app.models import Fate
@@ -55,7 +56,8 @@ def bodies() -> list[tuple[bytes, bytes]]:
 def pipeline() -> Callable[[], None]:
     """Decode, check and book, in the layers of the application."""
     values = [value for _, value in bodies()]
-    processor, offset = TradeProcessor(), count(0, RECORDS)
+    processor = TradeProcessor(dedupe_window=Settings().dedupe_window)
+    offset = count(0, RECORDS)
     records = [_Stored(_START_NS // 1_000_000)] * _CHUNK
 
     def run() -> None:

@@ -126,12 +126,15 @@ class ObservedConsumer(TradeConsumer):
     def __init__(self, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.acked: list[tuple[int, dict[int, int]]] = []
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        epoch_ns = time.time_ns() - time.monotonic_ns()
+        settle_flush = self._checkpointer._settle_flush  # noqa: SLF001 - observed from outside
 
-    def _settle_flush(self, flushed: dict[int, PartitionEffects], result: FlushResult) -> None:
-        super()._settle_flush(flushed, result)
-        reached = {partition: effects.next_offset for partition, effects in flushed.items()}
-        self.acked.append((result.acked_ns - self._epoch_ns, reached))
+        def observed(flushed: dict[int, PartitionEffects], result: FlushResult) -> None:
+            settle_flush(flushed, result)
+            reached = {partition: effects.next_offset for partition, effects in flushed.items()}
+            self.acked.append((result.acked_ns - epoch_ns, reached))
+
+        self._checkpointer._settle_flush = observed  # type: ignore[method-assign]  # noqa: SLF001
 
     def lines(self) -> list[str]:
         """Write the positions of all partitions as the contract says."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write the three requirement files anew from pyproject.toml, with a hash for every distribution.
+# Write the requirement files anew from pyproject.toml, with a hash for every distribution.
 # `bash requirements/lock.sh --upgrade` moves every pin to its newest release.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,3 +10,4 @@ compile() {
 compile --extra broker --extra parquet --group test -o requirements.txt "${@}"
 compile -c requirements.txt -o requirements/runtime.txt
 compile --group dev -c requirements.txt -o requirements/dev.txt
+compile --group fuzz -c requirements.txt -o requirements/fuzz.txt

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from app.config import Settings
 from app.consumer import TradeConsumer
+from app.health import Health
 from app.memory_io import (
     MemoryBroker,
     MemoryLogReader,
@@ -17,6 +18,7 @@ from app.memory_io import (
     MemorySource,
     partition_for,
 )
+from app.metrics import ConsumerMetrics
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
 
@@ -59,6 +61,7 @@ class Worker:
     publisher: MemoryPublisher
     reader: MemoryLogReader
     consumer: TradeConsumer
+    health: Health
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[ConsumerStats] | None = None
 
@@ -106,6 +109,7 @@ class World:
                 "kafka_group_id": GROUP,
                 "commit_interval_ms": 10,
                 "consumer_chunk_records": 3,
+                "dedupe_window": 0,  # most tests do not care which trade it is
             }
             | settings
         )
@@ -115,16 +119,19 @@ class World:
         source = MemorySource(self.broker, TRADES, self.settings.kafka_group_id)
         publisher = MemoryPublisher(self.broker)
         reader = MemoryLogReader(self.broker)
+        health = Health(stall_after_s=60.0, monotonic=asyncio.get_running_loop().time)
         consumer = TradeConsumer(
             source=source,
             publisher=publisher,
             changelog=Changelog.of(reader, self.settings),
             partition_of=source.partition_of,
             settings=self.settings,
+            health=health,
+            metrics=ConsumerMetrics(topic=TRADES),
             now_ns=lambda: NOW_MS * 1_000_000,
             monotonic=asyncio.get_running_loop().time,
         )
-        return Worker(source, publisher, reader, consumer)
+        return Worker(source, publisher, reader, consumer, health)
 
     async def consume(self) -> ConsumerStats:
         """Run one worker until it has caught up, and let it leave."""

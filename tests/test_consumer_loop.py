@@ -1,15 +1,19 @@
 """TradeConsumer on a broker in memory: effects before commits, gaps, rebalances, backpressure."""
 
 import asyncio
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app import consumer
+from app import checkpointer, consumer
 from app.checkpoint import FlushResult, PartitionEffects, flush
 from app.errors import TopicError
+from app.health import Unready
 from app.memory_io import Fault, MemoryLogReader, MemoryPublisher, nth, partition_for
+from app.memory_io.broker import PartitionLog
 from app.models import Fate
 from app.ports import OutgoingRecord
 from app.position_codec import encode_heartbeat
@@ -259,7 +263,7 @@ async def test_lost_commits_beside_known_positions_are_a_gap() -> None:
 async def test_positions_of_another_group_end_the_run() -> None:
     """The error says which setting keeps the groups apart."""
     world = World()
-    value = encode_heartbeat(group="somebody", topic=TRADES, partition=0, offset=1)
+    value = encode_heartbeat(group="somebody", topic=TRADES, partition=0, offset=1, partitions=2)
     world.broker.append(POSITIONS, value, key=b"\x00owner", partition=0)
     with pytest.raises(TopicError, match="set POSITIONS_TOPIC"):
         await world.consume()
@@ -423,14 +427,14 @@ async def test_a_stop_commits_what_is_in_hand() -> None:
 @virtual_time
 async def test_short_flushes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one flush cannot take everything, those that have waited longest go first."""
-    monkeypatch.setattr(consumer, "_EFFECTS_A_FLUSH", 1)
+    monkeypatch.setattr(consumer, "EFFECTS_A_FLUSH", 1)
     flushed: list[list[int]] = []
 
     async def noted(effects: dict[int, PartitionEffects], **options: Any) -> FlushResult:
         flushed.append(sorted(effects))
         return await flush(effects, **options)
 
-    monkeypatch.setattr(consumer, "flush", noted)
+    monkeypatch.setattr(checkpointer, "flush", noted)
     world = World(commit_interval_ms=10_000)
     worker = await started(world)
     worker.publisher.hold()
@@ -450,12 +454,12 @@ async def test_short_flushes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
 @virtual_time
 async def test_a_stop_flushes_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last flush knows no limit: every partition is committed to where it was read."""
-    monkeypatch.setattr(consumer, "_EFFECTS_A_FLUSH", 1)
+    monkeypatch.setattr(consumer, "EFFECTS_A_FLUSH", 1)
     world = World(commit_interval_ms=10_000)
     worker = await started(world)
     worker.publisher.hold()
     put(world, trade(HERE))
-    await until(lambda: worker.consumer._flush is not None)
+    await until(lambda: bool(worker.consumer._checkpointer.working))
     put(world, trade(HERE), trade(OTHER))
     put(world, trade(THERE), partition=1)
     await until(lambda: [p.next_offset for p in worker.consumer._open.values()] == [3, 1])
@@ -589,3 +593,175 @@ async def test_rebuild_leaves_positions_of_another_group_alone() -> None:
         )
     assert world.broker.records(POSITIONS) == before
     assert fenced == []
+
+
+def files(directory: Path) -> list[Path]:
+    """List a directory."""
+    return list(directory.iterdir())
+
+
+def drop(world: World, partition: int, start: int, stop: int) -> None:
+    """Lose records in the midst of the log, as no broker should."""
+    log = world.broker.log(TRADES, partition)
+    log.records = [r for r in log.records if not start <= r.offset < stop]
+
+
+@virtual_time
+async def test_hole_in_the_log_stops_its_partition_with_the_exact_gap() -> None:
+    """What is before the hole is committed; nothing behind it is touched; others go on."""
+    world = World()
+    put(world, *[trade(HERE)] * 9)
+    put(world, *[trade(THERE)] * 2, partition=1)
+    drop(world, 0, 4, 6)
+    stats = await world.consume()
+    assert stats.stopped.keys() == {0}
+    assert "offsets 4 to 5 are missing" in stats.stopped[0]
+    assert "gap accept --partition 0 --to 6" in stats.stopped[0]
+    assert world.committed == {0: 4, 1: 2}
+    world.broker.group(GROUP, TRADES).commits[0] = 6  # what `gap accept` does
+    stats = await world.consume()
+    assert stats.stopped == {}
+    assert world.committed == world.ends
+    assert world.newest_positions()[HERE]["trade_count"] == 7
+
+
+@virtual_time
+async def test_hole_is_passed_where_that_is_wanted() -> None:
+    """`ON_GAP=continue` books what is there, and leaves a warning."""
+    world = World(on_gap="continue")
+    put(world, *[trade(HERE)] * 9)
+    drop(world, 0, 4, 6)
+    stats = await world.consume()
+    assert stats.stopped == {}
+    assert +stats.fates == {Fate.BOOKED: 7}
+    assert world.committed == world.ends
+
+
+@virtual_time
+async def test_unreadable_batch_is_put_aside_and_others_flow(tmp_path: Path) -> None:
+    """The third time its bytes go to a file and a dead letter says where; the partition waits."""
+    world = World(quarantine_dir=str(tmp_path))
+    put(world, trade(HERE), b"unreadable bytes", trade(HERE))
+    worker = world.worker()
+    worker.source.unreadable = {(0, 1)}
+    await worker.start()
+    put(world, *[trade(THERE)] * 3, partition=1)
+    await until(lambda: world.committed == {0: 1, 1: 3} and bool(worker.consumer.stats.stopped))
+    put(world, trade(THERE), partition=1)
+    await until(lambda: world.committed[1] == 4)
+    assert "partitions 0 wait for a person" in worker.health.ready().values()
+    stats = await worker.finish()
+    assert stats.quarantined_batches == 1
+    assert "quarantine skip" in stats.stopped[0]
+    (kept,) = files(tmp_path)
+    assert kept.name == f"{TRADES}-0-1.batch"
+    assert kept.read_bytes().endswith(b"unreadable bytes")
+    (letter,) = world.broker.records(DEAD_LETTERS, 0)
+    said = headers_of(letter)
+    assert said["x-dlq-reason"] == "batch-unreadable"
+    assert said["__dlq.errors.offset"] == "1"
+    assert said["x-dlq-quarantine-next-offset"] == "2"
+    assert said["x-dlq-quarantine-file"].endswith(str(kept))
+    assert said["x-dlq-quarantine-sha256"] == hashlib.sha256(kept.read_bytes()).hexdigest()
+    world.broker.group(GROUP, TRADES).commits[0] = 2  # what `quarantine skip` does
+    again = world.worker()  # it reads from a margin before that, with the batch in it
+    again.source.unreadable = {(0, 1)}
+    await again.start(until_caught_up=True)
+    stats = await again.finish_by_itself()
+    assert stats.stopped == {}
+    assert world.committed == world.ends
+
+
+@virtual_time
+async def test_batch_that_broke_on_its_way_is_read_again(tmp_path: Path) -> None:
+    """A second fetch that reads well leaves no trace but a warning."""
+    world = World(quarantine_dir=str(tmp_path))
+    put(world, trade(HERE))
+    worker = world.worker()
+    worker.source.unreadable = {(0, 0)}
+
+    def mend(operation: str) -> Fault:
+        if (
+            operation == "poll"
+            and worker.consumer._open
+            and worker.consumer._open[0].unreadable_tries
+        ):
+            worker.source.unreadable = set()
+        return Fault.NONE
+
+    worker.source.faults = mend
+    await worker.start(until_caught_up=True)
+    stats = await worker.finish_by_itself()
+    assert stats.stopped == {}
+    assert +stats.fates == {Fate.BOOKED: 1}
+    assert files(tmp_path) == []
+
+
+@virtual_time
+async def test_bytes_that_cannot_be_kept_are_said_to_be_lost(tmp_path: Path) -> None:
+    """A full disk or a broker that is away does not hide that the partition waits."""
+    (tmp_path / "file").touch()
+    world = World(quarantine_dir=str(tmp_path / "file"))
+    put(world, trade(HERE))
+    worker = world.worker()
+    worker.source.unreadable = {(0, 0)}
+    await worker.start(until_caught_up=True)
+    stats = await worker.finish_by_itself()
+    assert "could not be kept" in stats.stopped[0]
+    assert world.broker.records(DEAD_LETTERS) == []
+
+
+@virtual_time
+async def test_raised_number_of_partitions_is_refused_before_the_start() -> None:
+    """Keys are at home elsewhere then: all partitions stop, and no position changes."""
+    world = World()
+    put(world, trade(HERE))
+    await world.consume()
+    before = world.newest_positions()
+    for topic in (TRADES, POSITIONS, DEAD_LETTERS):
+        world.broker._topics[topic].append(PartitionLog())
+    world.broker.append(TRADES, trade(HERE), partition=2)
+    grown = World()
+    grown.broker = world.broker
+    grown.broker._groups.clear()
+    stats = await grown.consume()
+    assert stats.stopped.keys() == {0, 1, 2}
+    assert all("number of partitions was changed" in why for why in stats.stopped.values())
+    assert world.newest_positions() == before
+
+
+@virtual_time
+async def test_readiness_says_what_a_worker_waits_for() -> None:
+    """Not before the assignment, not while effects wait, and not for ever after."""
+    world = World()
+    worker = world.worker()
+    assert Unready.ASSIGNMENT in worker.health.ready()
+    await worker.start()
+    await until(lambda: worker.health.ready() == {})
+    assert worker.consumer.is_behind({0: 0, 1: 0}) is False
+    faults = iter([Fault.NOT_SENT] * 3)
+    worker.publisher.faults = lambda _: next(faults, Fault.NONE)
+    put(world, trade(HERE))
+    await until(lambda: Unready.EFFECTS in worker.health.ready())
+    assert (worker.consumer.is_waiting, worker.consumer.is_behind(world.ends)) == (True, True)
+    await until(lambda: world.committed == world.ends)
+    assert worker.health.ready() == {}
+    assert (worker.consumer.is_waiting, worker.consumer.is_behind(world.ends)) == (False, False)
+    assert worker.consumer._counts().conservation == 0
+    await worker.finish()
+
+
+@virtual_time
+async def test_commits_that_are_not_answered_show() -> None:
+    """Unknown is harmless, and still nobody should be told that all is well."""
+    world = World()
+    worker = await started(world)
+    unanswered = iter([Fault.UNKNOWN_LOST] * 3)
+    worker.source.faults = lambda o: next(unanswered, Fault.NONE) if o == "commit" else Fault.NONE
+    put(world, trade(HERE))
+    await until(lambda: Unready.COMMIT in worker.health.ready())
+    assert worker.consumer.is_waiting
+    await until(lambda: world.committed == world.ends)
+    assert worker.health.ready() == {}
+    stats = await worker.finish()
+    assert stats.failed_commits == 1

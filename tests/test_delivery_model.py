@@ -41,6 +41,8 @@ HOME: Final = {s: p for p in range(PARTITIONS) for s in symbols_of(p, 2)}
 MOST_WORKERS: Final = 3
 PRICES: Final = ("10", "10.00000001", "7.3", "0.00000003")
 QUANTITIES: Final = ("1", "2", "3", "0.7")
+WINDOW: Final = 5
+"""Offsets of a block of the window for trades that were sent twice."""
 
 
 class Kind(Enum):
@@ -110,7 +112,11 @@ class DeliveryModel(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
         self.world = World(
-            consumer_takeover_margin=2, commit_every=8, positions_heartbeat_s=0.5, on_gap="stop"
+            consumer_takeover_margin=2,
+            commit_every=8,
+            positions_heartbeat_s=0.5,
+            on_gap="stop",
+            dedupe_window=WINDOW,
         )
         self.workers: list[Worker] = []
         self.produced: dict[Place, Produced] = {}
@@ -119,7 +125,8 @@ class DeliveryModel(RuleBasedStateMachine):
         self.operation_fault: Callable[[str], Fault] = lambda _: Fault.NONE
         self.trade_numbers = itertools.count()
         for symbol in SYMBOLS:  # their first trades settle the currency
-            self._produce(trade(symbol), HOME[symbol], symbol, Kind.VALID)
+            number = f"T{next(self.trade_numbers)}"
+            self._produce(trade(symbol, trade_id=number), HOME[symbol], symbol, Kind.VALID)
         self.runner.run(self._join())
 
     def teardown(self) -> None:
@@ -168,6 +175,21 @@ class DeliveryModel(RuleBasedStateMachine):
                 kind,
                 key=(b"elsewhere" if is_misplaced else symbol.encode()) if has_key else None,
             )
+
+    @rule(back=st.integers(0, 3 * WINDOW), is_stamped=st.booleans())
+    def send_again(self, back: int, *, is_stamped: bool) -> None:
+        """A sender that does not know whether its trade has arrived repeats it.
+
+        Args:
+            back: Which of the last ones it is, counted from the end.
+            is_stamped: It writes a new time of publication.
+        """
+        place, produced = list(self.produced.items())[-1 - back % len(self.produced)]
+        if produced.kind is Kind.VALID:
+            value = produced.record.value or b""
+            if is_stamped and b"published_at" not in value:
+                value = value[:-1] + b', "published_at": "2026-09-01T10:00:01Z"}'
+            self._produce(value, place[0], produced.symbol, Kind.VALID, key=produced.record.key)
 
     @rule(turns=st.integers(1, 60))
     def run_some_turns(self, turns: int) -> None:
@@ -253,6 +275,7 @@ class DeliveryModel(RuleBasedStateMachine):
         newest = self.world.newest_positions()
         dead = self._dead_lettered()
         moved = self._copies()
+        repeats = self._repeats()
         for (partition, offset), produced in self.produced.items():
             if offset >= committed.get(partition, 0):
                 continue
@@ -263,7 +286,7 @@ class DeliveryModel(RuleBasedStateMachine):
                 assert place in moved, f"{place} is committed and not re-keyed"
             elif produced.kind is Kind.LATE_POISON:
                 assert place in dead, f"{place} is committed and not dead-lettered"
-            else:
+            elif place not in repeats:
                 covered = newest.get(produced.symbol, {"source": {"offset": -1}})["source"]
                 assert covered["offset"] >= offset, f"{place} is committed and not stored"
 
@@ -351,6 +374,12 @@ class DeliveryModel(RuleBasedStateMachine):
                 self.workers.remove(worker)
 
     @invariant()
+    def every_record_in_hand_has_one_fate(self) -> None:
+        """What was taken in is committed or on its way: nothing dropped, nothing counted twice."""
+        for worker in self.workers:
+            assert worker.consumer._counts().conservation == 0
+
+    @invariant()
     def workers_end_only_when_they_have_lost_ownership(self) -> None:
         """No fault ends a worker but the sight of somebody else's newer state."""
         self._restart_the_ended()
@@ -374,6 +403,23 @@ class DeliveryModel(RuleBasedStateMachine):
                     topic, origin, offset = headers_of(record)["x-rekeyed-from"].split("/")
                     assert topic == TRADES
                     found[int(origin), int(offset)].append(((partition, record.offset), record))
+        return found
+
+    def _repeats(self) -> set[Place]:
+        """Find the trades whose id stands in the same or the previous block of their partition."""
+        origins = {place: origin for origin, of in self._copies().items() for place, _ in of}
+        found = set()
+        for partition in range(PARTITIONS):
+            last_block: dict[str, int] = {}
+            for record in self.world.broker.records(TRADES, partition):
+                place = partition, record.offset
+                produced = self.produced[origins.get(place, place)]
+                is_at_home = produced.is_misplaced == (place in origins)
+                if produced.kind is Kind.VALID and is_at_home:
+                    trade_id, block = body_of(record)["trade_id"], record.offset // WINDOW
+                    if block - last_block.get(trade_id, -2) <= 1:
+                        found.add(place)
+                    last_block[trade_id] = block
         return found
 
     def _check_fates(self) -> None:
@@ -432,12 +478,13 @@ class DeliveryModel(RuleBasedStateMachine):
 
     def _expected_positions(self) -> dict[str, ModelPosition]:
         positions: dict[str, ModelPosition] = defaultdict(ModelPosition)
+        repeats = self._repeats()
         first_copies = {copies[0][0]: origin for origin, copies in self._copies().items()}
         for partition in range(PARTITIONS):
             for record in self.world.broker.records(TRADES, partition):
                 place = partition, record.offset
                 produced = self.produced.get(first_copies.get(place, place))
-                if produced is None or produced.kind is not Kind.VALID:
+                if produced is None or produced.kind is not Kind.VALID or place in repeats:
                     continue
                 if produced.is_misplaced == (place in first_copies):
                     fields = _fields(record)

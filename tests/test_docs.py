@@ -67,7 +67,7 @@ def test_position_records_fit_their_published_schema() -> None:
     values = [
         encode_position(position, group="g", topic="t", partition=1),
         encode_position(Position(None, "S", "USD"), group="g", topic="t", partition=0),
-        encode_heartbeat(group="g", topic="t", partition=0, offset=-1),
+        encode_heartbeat(group="g", topic="t", partition=0, offset=-1, partitions=8),
     ]  # fmt: skip
     for value in values:
         jsonschema.validate(json.loads(value), schema)

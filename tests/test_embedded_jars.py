@@ -241,6 +241,19 @@ def test_three_nodes_replicate_everything_three_times(tmp_path: Path) -> None:
     assert "auto.create.topics.enable=false" in lines
 
 
+def test_advertised_ports_leave_the_brokers_a_listener_of_their_own(tmp_path: Path) -> None:
+    """Clients are sent to the relay, brokers are not, and properties of the caller win."""
+    plan = msgspec.structs.replace(PLAN, internal_ports=(7,), advertised_ports=(8,))
+    broker, controller = plan.broker_ports[0], plan.controller_ports[0]
+    lines = server_properties(plan, DataDir(tmp_path), 1, {"num.io.threads": "1"}).splitlines()
+    plain, internal = f"PLAINTEXT://127.0.0.1:{broker}", "INTERNAL://127.0.0.1:7"
+    assert f"listeners={plain},{internal},CONTROLLER://127.0.0.1:{controller}" in lines
+    assert f"advertised.listeners=PLAINTEXT://127.0.0.1:8,{internal}" in lines
+    assert "inter.broker.listener.name=INTERNAL" in lines
+    assert "num.io.threads=1" in lines
+    assert plan.direct == "127.0.0.1:7"
+
+
 def test_the_password_is_not_on_a_command_line(tmp_path: Path) -> None:
     """Kafka's tool is given the salted hash, and neither it nor a repr shows the password."""
     sasl = SaslConfig(

@@ -249,9 +249,11 @@ def streams(draw: st.DrawFn) -> list[Stored]:
 # -- one batch, many batches, and no memory
 
 
-def a_processor(positions: Sequence[Position] = ()) -> TradeProcessor:
+def a_processor(positions: Sequence[Position] = (), window: int = 0) -> TradeProcessor:
     """Give a processor to which every key but those of `C` belongs."""
-    return TradeProcessor(positions, belongs=lambda key: not key.endswith("C"))
+    return TradeProcessor(
+        positions, belongs=lambda key: not key.endswith("C"), dedupe_window=window
+    )
 
 
 @dataclass
@@ -305,9 +307,9 @@ def _add(done: Outcome, records: Sequence[Stored], result: BatchResult) -> None:
     done.changed |= result.changed
 
 
-def judge_all(batch: RecordBatch, _: int) -> Iterable[PlainEvent | None]:
+def judge_all(_: RecordBatch, run: range, __: int) -> Iterable[PlainEvent | None]:
     """Let every record have the closer look."""
-    return [None] * len(batch.values)
+    return [None] * len(run)
 
 
 @contextmanager
@@ -323,6 +325,7 @@ def compare(
     *,
     lived: Sequence[Stored] = (),
     start: int = 0,
+    window: int = 0,
 ) -> None:
     """Hold one batch in a program that remembers much to the long ways.
 
@@ -331,10 +334,11 @@ def compare(
         positions: State to start from.
         lived: Records of the partition that the same processor has seen before.
         start: Fates before this offset are settled.
+        window: Offsets for which a trade that was sent twice is recognised.
     """
 
     def outcome(size: int, *, is_cold: bool = False) -> Outcome:
-        processor = a_processor(positions)
+        processor = a_processor(positions, window)
         run(processor, lived, size=size, is_cold=is_cold)
         return run(processor, records, size=size, effects_from=start, is_cold=is_cold)
 
@@ -347,10 +351,13 @@ def compare(
     assert short == outcome(1, is_cold=True)
 
 
-@given(streams())
-def test_one_batch_is_as_many_and_as_the_long_way(records: list[Stored]) -> None:
+windows = st.sampled_from([0, 1, 3, 50])
+
+
+@given(streams(), windows)
+def test_one_batch_is_as_many_and_as_the_long_way(records: list[Stored], window: int) -> None:
     """Fates, refusals, suspicions and positions are those of records judged one by one, cold."""
-    compare(records)
+    compare(records, window=window)
 
 
 @given(streams(), st.data())
@@ -377,7 +384,7 @@ def test_replay_in_one_batch_is_as_one_by_one(records: list[Stored], data: st.Da
     kept = [position for position in drawn if position is not None]
     start = data.draw(st.sampled_from([0, *(record.offset for record in records), 10**6]))
     first = data.draw(st.integers(0, len(records) - 1))
-    compare(records[first:], kept, start=start)
+    compare(records[first:], kept, start=start, window=data.draw(windows))
 
 
 def event(**fields: Any) -> bytes:

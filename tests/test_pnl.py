@@ -14,6 +14,7 @@ from app.models import Fee, Position, TradeEvent
 from app.money import LIMIT_E8, ONE_E8, parse_amount
 from app.pnl import Holding
 from app.services import TradeProcessor
+from tests.fuzz.money import AverageCost
 
 UNIT = Fraction(1, 10**24)
 TIME = "2026-01-02T03:04:05Z"
@@ -361,6 +362,16 @@ def test_realised_is_that_of_exact_average_cost_within_its_bound(fills: list[Fil
         bound = partial_closes(fills[:count])
         assert abs(state.realized_e24 - realized) <= bound
         assert abs(state.open_cost_e24 - cost) <= bound
+
+
+@given(histories())
+def test_every_digit_is_that_of_the_model_that_rounds_as_we_say(fills: list[Fill]) -> None:
+    """With each released share rounded half to even nothing differs; `fuzz --money` draws more."""
+    model = AverageCost()
+    for fill, state in zip(fills, run(fills), strict=True):
+        amounts = (fill.quantity, fill.price, fill.multiplier, fill.fee)
+        model.fill(*(Fraction(amount, ONE_E8) for amount in amounts))
+        assert not model.differs_from(state)
 
 
 @given(histories())

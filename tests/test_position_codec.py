@@ -98,7 +98,10 @@ def test_position_record_is_plain_json_with_decimal_text() -> None:
 
 def test_heartbeat_says_who_and_how_far() -> None:
     """A heartbeat names owner and source offset, under a key that no position can have."""
-    record = decode_position_record(encode_heartbeat(group="g", topic="t", partition=1, offset=5))
+    record = decode_position_record(
+        encode_heartbeat(group="g", topic="t", partition=1, offset=5, partitions=8)
+    )
+    assert record.source_partitions == 8
     assert (record.type, record.group, record.source) == ("heartbeat", "g", SourceRef("t", 1, 5))
     assert not HEARTBEAT_KEY.decode().isprintable()
 

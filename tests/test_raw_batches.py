@@ -482,7 +482,10 @@ class PublicClient(RawBatchConsumer):
     def __init__(self, *, raw: bool, **_: Any) -> None:
         self._raw = raw
         self._positions = {}
-        self._client = self
+        self._client = SimpleNamespace(
+            cluster=SimpleNamespace(partitions_for_topic=lambda _: {0}),
+            fetch_all_metadata=self.fetch_all_metadata,
+        )
         self.polled = [SimpleNamespace(offset=7, key=b"k", value=b"v", headers=(), timestamp=1)]
         self.place = 7
 

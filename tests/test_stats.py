@@ -72,6 +72,7 @@ def test_stats_of_a_run_are_plain_json() -> None:
         "repaired": 0,
         "commits": 0,
         "rebalances": 0,
+        "quarantined_batches": 0,
         "consume_per_s": 2,
         "latency_ms": {"p50": pytest.approx(2, rel=0.01), "p99": pytest.approx(2, rel=0.01)},
         "latency_buckets_ns": stats.latency.to_json(),

@@ -3,7 +3,7 @@
 import typer
 
 from app import producer
-from app.cli import broker, dlq, positions, run, state, topics
+from app.cli import broker, dlq, positions, quarantine, run, state, topics
 from app.cli import replay as replay_command
 from app.lifecycle import run_command
 
@@ -26,6 +26,7 @@ app.add_typer(broker.app, name="broker")
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(state.gap, name="gap")
 app.add_typer(state.config, name="config")
 app.command("lag")(state.lag)

@@ -110,7 +110,7 @@ def consume(
     arguments = ["--connect-timeout", str(connect_timeout)]
     if until_caught_up:
         arguments.append("--until-caught-up")
-    supervisor = Supervisor(workers, arguments)
+    supervisor = Supervisor(workers, arguments, health_port=settings.health_port)
     # The workers have the grace time; the supervisor outlives them by a little.
     grace_s = settings.shutdown_graceful_timeout_s + 2
     sums = asyncio.run(run_with_stop(supervisor.run, grace_s=grace_s))

@@ -40,9 +40,18 @@ def lag(
 @gap.command()
 def accept(
     partition: Annotated[int | None, typer.Option(min=0, help="Only this one.")] = None,
+    to: Annotated[
+        int | None, typer.Option(min=0, help="Go on at this offset of --partition.")
+    ] = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT_S,
 ) -> None:
     """Let stopped partitions go on without what is gone; stop the consumers of the group first."""
+    if to is not None:
+        if partition is None:
+            raise typer.BadParameter("--to needs --partition")
+        ask(partial(move_on, partition=partition, next_offset=to), connect_timeout)
+        typer.echo(f"partition {partition} goes on at offset {to}")
+        return
 
     async def run(settings: Settings, reader: KafkaLogReader) -> list[str]:
         accepted: dict[int, int] = {}
@@ -59,6 +68,29 @@ def accept(
         return lines
 
     typer.echo("\n".join(ask(run, connect_timeout)) or "no gap")
+
+
+async def move_on(
+    settings: Settings, reader: KafkaLogReader, *, partition: int, next_offset: int
+) -> None:
+    """Let a group that is stopped go on at a later offset of one partition.
+
+    Raises:
+        TopicError: There is no such partition.
+        OffsetGapError: The offset is before the committed one, or beyond the end.
+        TransportError: The group has members, or no broker answered.
+    """
+    ranges = await reader.offset_ranges(settings.kafka_topic)
+    if partition not in ranges:
+        raise TopicError(f"{settings.kafka_topic} has no partition {partition}")
+    committed = (await committed_offsets(settings)).get(partition, 0)
+    end = ranges[partition][1]
+    if not committed <= next_offset <= end:
+        raise OffsetGapError(
+            f"partition {partition} is committed up to offset {committed} and ends at {end}:"
+            f" {next_offset} is not between them"
+        )
+    await commit_offsets(settings, {partition: next_offset})
 
 
 async def _starts(

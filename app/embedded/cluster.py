@@ -29,6 +29,8 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_ports: tuple[int, ...]
     controller_ports: tuple[int, ...]
     secure_ports: tuple[int, ...] = ()
+    internal_ports: tuple[int, ...] = ()
+    advertised_ports: tuple[int, ...] = ()
     scram_user: str | None = None
     formatted: bool = False
 
@@ -36,6 +38,11 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def bootstrap(self) -> str:
         """Addresses of the plain listeners, separated by commas."""
         return addresses(self.broker_ports)
+
+    @property
+    def direct(self) -> str:
+        """The same of the listeners whose traffic meets no relay, whatever is advertised."""
+        return addresses(self.internal_ports or self.broker_ports)
 
     @property
     def node_ids(self) -> range:

@@ -10,7 +10,7 @@ one that the next start takes up:
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -84,11 +84,14 @@ class EmbeddedKafka:
         nodes: 1 or 3; fixed at the first start.
         heap_mb: Java heap of each node in MiB; by default 512 for one node, 256 for three.
         sasl: Adds a listener with password and encryption; fixed at the first start.
+        advertised_ports: Where clients are told to find the brokers, in node order: ports of relays
+            in front of them. The brokers then talk to each other on listeners of their own.
+        properties: Added to the configuration of every node, or put in the place of ours.
         cache_dir: Where the jars are kept; by default the user's cache folder.
         notify: Told what happens in single lines; by default they are logged.
 
     Raises:
-        EmbeddedBrokerError: Another number of nodes was asked for.
+        EmbeddedBrokerError: The number of nodes, or of advertised ports, is not possible.
     """
 
     def __init__(
@@ -99,14 +102,23 @@ class EmbeddedKafka:
         nodes: int = 1,
         heap_mb: int | None = None,
         sasl: SaslConfig | None = None,
+        advertised_ports: Sequence[int] = (),
+        properties: Mapping[str, str] | None = None,
         cache_dir: Path | None = None,
         notify: Callable[[str], None] = _log.info,
     ) -> None:
         if nodes not in _DEFAULT_HEAP_MB:
             raise EmbeddedBrokerError(f"{nodes} nodes are not possible; choose 1 or 3 (--nodes)")
+        if advertised_ports and len(advertised_ports) != nodes:
+            raise EmbeddedBrokerError(f"{nodes} nodes need {nodes} advertised ports")
         self._dir = DataDir(data_dir)
-        scram_user = sasl.username if sasl else None
-        self._request = planning.Request(nodes=nodes, port=port, scram_user=scram_user)
+        self._request = planning.Request(
+            nodes=nodes,
+            port=port,
+            scram_user=sasl.username if sasl else None,
+            advertised_ports=tuple(advertised_ports),
+        )
+        self._properties = dict(properties or {})
         self._heap_mb = heap_mb or _DEFAULT_HEAP_MB[nodes]
         self._sasl = sasl
         self._cache_dir = cache_dir or default_cache_dir()
@@ -124,6 +136,11 @@ class EmbeddedKafka:
     def bootstrap(self) -> str:
         """`127.0.0.1:PORT`, several separated by commas; known from the first start on."""
         return self._require_plan().bootstrap
+
+    @property
+    def direct_bootstrap(self) -> str:
+        """The same, past any relay: what these listeners advertise is themselves."""
+        return self._require_plan().direct
 
     @property
     def secure_bootstrap(self) -> str:
@@ -257,6 +274,7 @@ class EmbeddedKafka:
             java=find_java(),
             class_path=ensure_jars(self._jars, cache_dir=self._cache_dir, notify=self._notify),
             heap_mb=self._heap_mb,
+            properties=self._properties,
         )
         self._dir.write(plan)
         if not plan.formatted:
@@ -316,7 +334,7 @@ class EmbeddedKafka:
         self, plan: Cluster, processes: Mapping[int, Process], timeout_s: float
     ) -> None:
         probe = asyncio.create_task(
-            wait_until_ready(plan.bootstrap, brokers=plan.nodes, timeout_s=timeout_s)
+            wait_until_ready(plan.direct, brokers=plan.nodes, timeout_s=timeout_s)
         )
         try:
             while True:

@@ -20,11 +20,13 @@ class Request:
         nodes: Number of nodes.
         port: Of the first broker; 0 takes what is remembered, or any.
         scram_user: User of the secure listener; None for no such listener.
+        advertised_ports: Of relays in front of the brokers; empty where there are none.
     """
 
     nodes: int
     port: int
     scram_user: str | None
+    advertised_ports: tuple[int, ...] = ()
 
 
 def require_same_cluster(plan: Cluster, request: Request) -> None:
@@ -82,7 +84,12 @@ def with_ports(plan: Cluster, request: Request, running: frozenset[int]) -> Clus
     if running:
         require_same_ports(plan, request)
         for node in set(plan.node_ids) - running:
-            ports = (plan.broker_ports, plan.controller_ports, plan.secure_ports)
+            ports = (
+                plan.broker_ports,
+                plan.controller_ports,
+                plan.secure_ports,
+                plan.internal_ports,
+            )
             require_free([of_kind[node - 1] for of_kind in ports if of_kind], _STOP_FIRST)
         return plan
     brokers = plan.broker_ports
@@ -94,8 +101,17 @@ def with_ports(plan: Cluster, request: Request, running: frozenset[int]) -> Clus
     secure: tuple[int, ...] = ()
     if plan.scram_user is not None:
         secure = _free_ports(plan.secure_ports, plan.nodes, taken=brokers + controllers)
+    internal: tuple[int, ...] = ()
+    if request.advertised_ports:
+        taken = brokers + controllers + secure + request.advertised_ports
+        internal = _free_ports(plan.internal_ports, plan.nodes, taken=taken)
     return msgspec.structs.replace(
-        plan, broker_ports=brokers, controller_ports=controllers, secure_ports=secure
+        plan,
+        broker_ports=brokers,
+        controller_ports=controllers,
+        secure_ports=secure,
+        internal_ports=internal,
+        advertised_ports=request.advertised_ports,
     )
 
 

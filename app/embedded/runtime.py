@@ -2,8 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.embedded.cluster import Cluster, DataDir
@@ -26,11 +26,12 @@ _LOG_OPTIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """A Java, the jars of Kafka, and the heap of one broker in MiB."""
+    """A Java, the jars of Kafka, the heap of one broker in MiB, and properties of the caller's."""
 
     java: Java
     class_path: Sequence[Path]
     heap_mb: int
+    properties: Mapping[str, str] = field(default_factory=dict)
 
     def format(
         self,
@@ -55,7 +56,7 @@ class Runtime:
             EmbeddedBrokerError: Kafka's tool refused; its last lines are quoted.
         """
         directory.clear_data(node_id)
-        properties = _prepare(directory, cluster, node_id, sasl)
+        properties = self._prepare(directory, cluster, node_id, sasl)
         command = [
             *self._java(directory, node_id, *_QUICK_START),
             "kafka.tools.StorageTool",
@@ -90,7 +91,7 @@ class Runtime:
         Raises:
             EmbeddedBrokerError: The system refused to start the process.
         """
-        properties = _prepare(directory, cluster, node_id, sasl)
+        properties = self._prepare(directory, cluster, node_id, sasl)
         log = directory.log(node_id)
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
@@ -114,11 +115,13 @@ class Runtime:
             *("-cp", os.pathsep.join(str(jar) for jar in self.class_path)),
         )
 
-
-def _prepare(directory: DataDir, cluster: Cluster, node_id: int, sasl: SaslConfig | None) -> Path:
-    (directory.node(node_id) / "tmp").mkdir(parents=True, exist_ok=True)
-    if sasl is not None:
-        sasl.write_key_store(key_store(directory, node_id))
-    path = directory.node(node_id) / "server.properties"
-    path.write_text(server_properties(cluster, directory, node_id), encoding="utf-8")
-    return path
+    def _prepare(
+        self, directory: DataDir, cluster: Cluster, node_id: int, sasl: SaslConfig | None
+    ) -> Path:
+        (directory.node(node_id) / "tmp").mkdir(parents=True, exist_ok=True)
+        if sasl is not None:
+            sasl.write_key_store(key_store(directory, node_id))
+        path = directory.node(node_id) / "server.properties"
+        text = server_properties(cluster, directory, node_id, self.properties)
+        path.write_text(text, encoding="utf-8")
+        return path

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,11 +69,22 @@ class SaslConfig:
         path.write_text(f"{key.rstrip()}\n{chain}", encoding="ascii")
 
 
-def server_properties(cluster: Cluster, directory: DataDir, node_id: int) -> str:
+def server_properties(
+    cluster: Cluster,
+    directory: DataDir,
+    node_id: int,
+    extra: Mapping[str, str] | None = None,
+) -> str:
     """Write the properties of one node, which is broker and controller at once.
 
     The quorum is a static list of voters: it lives in the configuration alone, so controllers may
     move to other ports between two starts.
+
+    Args:
+        cluster: The plan, with ports.
+        directory: Of the cluster.
+        node_id: From 1 on.
+        extra: Properties that are added to ours, or take their place.
     """
     index = node_id - 1
     replicas = cluster.nodes
@@ -80,20 +92,26 @@ def server_properties(cluster: Cluster, directory: DataDir, node_id: int) -> str
     voters = ",".join(
         f"{voter}@{HOST}:{port}" for voter, port in enumerate(cluster.controller_ports, start=1)
     )
-    advertised = f"PLAINTEXT://{HOST}:{cluster.broker_ports[index]}"
+    listening = {"PLAINTEXT": cluster.broker_ports[index]}
     if cluster.secure_ports:
-        advertised += f",SECURE://{HOST}:{cluster.secure_ports[index]}"
+        listening["SECURE"] = cluster.secure_ports[index]
+    if cluster.internal_ports:
+        listening["INTERNAL"] = cluster.internal_ports[index]
+    advertised = dict(listening)
+    if cluster.advertised_ports:
+        advertised["PLAINTEXT"] = cluster.advertised_ports[index]
+    controller = {"CONTROLLER": cluster.controller_ports[index]}
     properties = {
         "process.roles": "broker,controller",
         "node.id": node_id,
         "controller.quorum.voters": voters,
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"{advertised},CONTROLLER://{HOST}:{cluster.controller_ports[index]}",
-        "advertised.listeners": advertised,
+        "listeners": _listeners(listening | controller),
+        "advertised.listeners": _listeners(advertised),
         "listener.security.protocol.map": (
-            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL"
+            "PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL"
         ),
-        "inter.broker.listener.name": "PLAINTEXT",
+        "inter.broker.listener.name": "INTERNAL" if cluster.internal_ports else "PLAINTEXT",
         "log.dirs": directory.data(node_id),
         "num.network.threads": _NETWORK_THREADS,
         "num.io.threads": _IO_THREADS,
@@ -125,7 +143,12 @@ def server_properties(cluster: Cluster, directory: DataDir, node_id: int) -> str
             f"{secure}ssl.keystore.type": "PEM",
             f"{secure}ssl.keystore.location": key_store(directory, node_id),
         }
+    properties |= extra or {}
     return "".join(f"{name}={_escaped(value)}\n" for name, value in properties.items())
+
+
+def _listeners(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items())
 
 
 def key_store(directory: DataDir, node_id: int) -> Path:

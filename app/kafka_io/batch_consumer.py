@@ -22,8 +22,15 @@ from aiokafka.errors import (
 
 from app.config import Settings
 from app.errors import OffsetGapError, TopicError, TradeStreamError, UnreadableError
+from app.kafka_io.decompression import decompressed_bytes
 from app.kafka_io.diagnosis import no_broker
-from app.kafka_io.options import CLIENT_ERRORS, STOP_TIMEOUT_S, group_options, transport_error
+from app.kafka_io.options import (
+    CLIENT_ERRORS,
+    MAX_FETCH_BYTES,
+    STOP_TIMEOUT_S,
+    group_options,
+    transport_error,
+)
 from app.kafka_io.partitioner import KeyPartitioner
 from app.kafka_io.raw_batches import DecodedBatch, RawBatch, RawBatchConsumer
 from app.ports import Assignment, Record, RecordBatch
@@ -36,6 +43,8 @@ REVOKE_TIMEOUT_S: Final = 20.0
 
 _RECORDS_A_POLL: Final = 4_000
 """A poll decodes batches until it has so many records: what it may hold up the event loop with."""
+_BYTES_A_POLL: Final = 16 * 1024 * 1024
+"""Likewise, of what was compressed: what a thousand batches hold may be small in the log alone."""
 _RECORDS_A_BATCH: Final = 500
 """Batches of the log are put together to so many records: each one has its fixed costs."""
 _PROBE_MS: Final = 500
@@ -73,6 +82,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._wake = asyncio.Event()
         self._partitioner = KeyPartitioner()
         self._partition_count = 0
+        self._changed: TopicError | None = None
 
     async def start(self) -> None:
         """Connect and join the group; retrying is the caller's, with a new object (A8).
@@ -155,6 +165,13 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
         """Note the assignment; every partition of it is gated until it is sought (B4)."""
         partitions = frozenset(tp.partition for tp in assigned)
+        known = self._consumer.partitions_for_topic(self._topic)
+        count = len(known) if known else self._partition_count  # nothing is known in an outage
+        if count != self._partition_count:
+            self._changed = TopicError(
+                f"topic {self._topic} had {self._partition_count} partitions when this worker"
+                f" started and has {count} now: keys belong to other partitions than before"
+            )
         self._assignment = Assignment(self._assignment.epoch + 1, partitions)
         self._sought.clear()
         self._paused.clear()
@@ -181,25 +198,30 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
         """Give what has arrived for partitions that are sought, or wait for it."""
+        if self._changed is not None:
+            raise self._changed
         if not self._readable():
             await self._fetch(timeout_s)
         batches: list[RecordBatch] = []
-        count = 0
+        count, enough = 0, decompressed_bytes() + _BYTES_A_POLL
         while count < _RECORDS_A_POLL and (readable := self._readable()):
             for partition in readable:
                 try:
-                    batch = self._decoded(partition)
+                    batch = self._decoded(partition, enough)
                 except Exception as exc:
                     if batches:
                         return batches  # this one raises at the next poll
                     raise _unreadable(partition, self._sought[partition], exc) from exc
                 batches.append(batch)
                 count += len(batch.values)
+                if decompressed_bytes() >= enough:
+                    return batches
         return batches
 
-    def _decoded(self, partition: int) -> RecordBatch:
+    def _decoded(self, partition: int, enough: int) -> RecordBatch:
         """Decode what comes next of a partition: one batch, or several where they are small."""
         backlog = self._backlog[partition]
+        base_offset = backlog[0].base_offset
         records: list[Record] = []
         while True:
             try:
@@ -209,10 +231,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                     raise
                 break  # it raises again when it is the first
             next_offset = backlog.popleft().next_offset
-            if not backlog or len(records) >= _RECORDS_A_BATCH:
+            if not backlog or len(records) >= _RECORDS_A_BATCH or decompressed_bytes() >= enough:
                 break
+            if backlog[0].base_offset > next_offset:
+                break  # some are missing in between: the next batch says so
         self._sought[partition] = next_offset
-        return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
+        # A poll that ends early ends with another one: the last of all next time.
+        self._backlog[partition] = self._backlog.pop(partition)
+        epoch = self._assignment.epoch
+        return RecordBatch.of(partition, epoch, records, next_offset, base_offset)
 
     def _readable(self) -> list[int]:
         return [
@@ -277,6 +304,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if any(partition in self._sought for partition in partitions):
             raise OffsetGapError(f"{self._topic} partition {partitions}: {exc}") from exc
 
+    async def stored_bytes(self, partition: int, offset: int) -> bytes:
+        """Give what the log holds from a batch on, whether anybody can read it or not."""
+        wanted = TopicPartition(self._topic, partition)
+        try:
+            stored: bytes = await self._consumer.stored_bytes(wanted, offset, MAX_FETCH_BYTES)
+        except CLIENT_ERRORS as exc:
+            raise transport_error("cannot fetch", self._settings, exc) from exc
+        return stored
+
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading a partition at this offset; opens its gate."""
         try:
@@ -309,6 +345,18 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 continue  # no longer ours
 
     # -- offsets
+
+    def known_ends(self) -> dict[int, int]:
+        """Give the ends of our partitions as the last fetches told them, without asking."""
+        ends = {}
+        for partition in self._sought:
+            try:
+                end = self._consumer.highwater(TopicPartition(self._topic, partition))
+            except (IllegalStateError, AssertionError):
+                continue  # no longer ours
+            if end is not None:
+                ends[partition] = end
+        return ends
 
     async def commit(self, next_offsets: Mapping[int, int]) -> bool:
         """Store where the group goes on, by name (B2)."""

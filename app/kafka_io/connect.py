@@ -67,9 +67,19 @@ def _tell_once(timeout_s: float) -> Callable[[RetryCallState], None]:
 
 @asynccontextmanager
 async def open_publisher(
-    settings: Settings, stop: asyncio.Event, *, connect_timeout_s: float
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    connect_timeout_s: float,
+    on_retry: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[KafkaPublisher]:
     """Wait for a broker, see to the topics, and give a started publisher for the block.
+
+    Args:
+        settings: How to connect.
+        stop: Breaks off the waiting.
+        connect_timeout_s: Longest wait for a broker.
+        on_retry: As for `KafkaPublisher`.
 
     Raises:
         KeyboardInterrupt: `stop` was set before a broker answered.
@@ -79,7 +89,7 @@ async def open_publisher(
 
     async def connect() -> KafkaPublisher:
         await TopicAdmin(settings).ensure()
-        publisher = KafkaPublisher(settings)
+        publisher = KafkaPublisher(settings, on_retry=on_retry)
         await publisher.start()
         return publisher
 

@@ -19,7 +19,7 @@ MAX_REQUEST_BYTES: Final = 2 * 1024 * 1024
 """Above the largest record of the source topic, so that its dead letter fits with its headers."""
 MAX_BATCH_BYTES: Final = 256 * 1024
 STOP_TIMEOUT_S: Final = 5.0
-_MAX_PARTITION_FETCH_BYTES: Final = 1_048_588  # the broker's default bound of one batch
+MAX_FETCH_BYTES: Final = 1_048_588  # the broker's default bound of one batch
 
 _REFUSALS: Final = (
     AuthenticationFailedError,
@@ -68,7 +68,7 @@ def reader_options(settings: Settings) -> dict[str, Any]:
         "isolation_level": "read_committed",
         "check_crcs": True,
         "fetch_max_wait_ms": 50,
-        "max_partition_fetch_bytes": _MAX_PARTITION_FETCH_BYTES,
+        "max_partition_fetch_bytes": MAX_FETCH_BYTES,
     }
 
 
@@ -81,6 +81,7 @@ def group_options(settings: Settings) -> dict[str, Any]:
         "heartbeat_interval_ms": min(3_000, settings.kafka_session_timeout_ms // 3),
         "rebalance_timeout_ms": 60_000,
         "max_poll_interval_ms": settings.kafka_max_poll_interval_ms,
+        "metadata_max_age_ms": 60_000,  # a raised number of partitions is noticed so late
     }
 
 

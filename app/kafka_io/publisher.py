@@ -85,13 +85,19 @@ class KafkaPublisher:
     Args:
         settings: Deadlines, attempts and how to connect.
         make_producer: Builds an unstarted client; a test gives another one.
+        on_retry: Told how many records are sent again, since they surely were not sent.
     """
 
     def __init__(
-        self, settings: Settings, make_producer: Callable[..., Any] = AIOKafkaProducer
+        self,
+        settings: Settings,
+        make_producer: Callable[..., Any] = AIOKafkaProducer,
+        *,
+        on_retry: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._make_producer = make_producer
+        self._on_retry = on_retry
         self._producer: Any = None
         self._is_dead = True
         self._order = asyncio.Lock()
@@ -159,6 +165,7 @@ class KafkaPublisher:
             stop=stop_after_attempt(self._settings.send_max_attempts)
             | stop_after_delay(self._settings.send_deadline_s),
             wait=wait_random_exponential(multiplier=0.1, max=5),
+            before_sleep=lambda _: self._on_retry(len(left)),
             retry_error_callback=lambda _: None,  # what is left unsent says so in its outcome
         )
         await retrying(attempt)

@@ -13,7 +13,14 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
-from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    KafkaError,
+    LeaderNotAvailableError,
+    for_code,
+)
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
@@ -52,6 +59,8 @@ class RawBatch:
         native: The client's batch; `None` where nothing is for us: control records, aborted ones.
         start: Records below this offset were not asked for.
         next_offset: Where to go on after it, whatever compaction has removed of its end.
+        base_offset: Its first offset, whatever compaction has removed of its beginning; -1 where
+            its header could not be read.
         error: Why nothing of it, or after it, can be read.
     """
 
@@ -59,6 +68,7 @@ class RawBatch:
     native: Any
     start: int
     next_offset: int
+    base_offset: int = -1
     error: Exception | None = None
 
     def records(self) -> list[Record]:
@@ -95,6 +105,7 @@ class DecodedBatch:
     partition: int
     given: Sequence[Record]
     next_offset: int
+    base_offset: int = -1  # unknown: what is left out may have been control records
 
     def records(self) -> Sequence[Record]:
         """Give them."""
@@ -199,6 +210,24 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
                 return []
             waiter.result()  # the coordinator passes its errors this way
 
+    async def stored_bytes(self, partition: TopicPartition, offset: int, max_bytes: int) -> bytes:
+        """Fetch batches as the broker stores them, the first one whole.
+
+        Raises:
+            KafkaError: The leader is not known, does not answer, or refuses.
+        """
+        leader = self._client.cluster.leader_for_partition(partition)
+        if leader is None or leader < 0:
+            raise LeaderNotAvailableError(f"no leader of {partition} is known")
+        wanted = [(partition.topic, [(partition.partition, offset, max_bytes)])]
+        uncommitted_too = 0
+        request = FetchRequest(500, 1, max_bytes, uncommitted_too, wanted)
+        response = await self._client.send(leader, request)
+        ((_, ((_, error_code, *_, batches),)),) = response.topics
+        if error_code:
+            raise for_code(error_code)
+        return bytes(batches)
+
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Go on at an offset."""
         super().seek(partition, offset)
@@ -261,9 +290,10 @@ def _taken(partition: int, result: Any) -> list[RawBatch]:
             native = reader.next_batch()
             is_for_us = _is_for_us(of_partition, native)
             position = native.next_offset
-            batches.append(RawBatch(partition, native if is_for_us else None, start, position))
+            mine = native if is_for_us else None
+            batches.append(RawBatch(partition, mine, start, position, native.base_offset))
     except Exception as exc:  # noqa: BLE001 - whatever its bytes did: the batch raises it when read
-        batches.append(RawBatch(partition, None, start, position, exc))
+        batches.append(RawBatch(partition, None, start, position, error=exc))
     of_partition.next_fetch_offset = position
     result._update_position()  # noqa: SLF001
     return batches

@@ -1,13 +1,18 @@
 """A member of a group in memory."""
 
 import asyncio
+import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
 
-from app.errors import OffsetGapError, TransportError
+from app.errors import OffsetGapError, TransportError, UnreadableError
 from app.memory_io.broker import MemoryBroker
 from app.memory_io.faults import Fault, no_fault
 from app.memory_io.murmur2 import partition_for
 from app.ports import Assignment, RecordBatch
+
+_BATCH_HEADER: Final = struct.Struct(">qiibIhi")
+_BEFORE_LENGTH: Final = 12
 
 
 class MemorySource:
@@ -24,6 +29,7 @@ class MemorySource:
 
     Attributes:
         faults: Asked before each operation, by the name of its method.
+        unreadable: Partitions and offsets of records whose bytes make no sense.
     """
 
     def __init__(
@@ -31,6 +37,7 @@ class MemorySource:
     ) -> None:
         self.faults: Callable[[str], Fault] = no_fault
         self.max_records = max_records
+        self.unreadable: set[tuple[int, int]] = set()
         self._broker = broker
         self._topic = topic
         self._partition_count = broker.partition_count(topic)
@@ -130,11 +137,30 @@ class MemorySource:
         log = self._broker.log(self._topic, partition)
         records = log.slice(position, log.end)
         next_offset = log.end
+        broken = [i for i, r in enumerate(records) if (partition, r.offset) in self.unreadable]
+        if broken:
+            records, next_offset = records[: broken[0]], records[broken[0]].offset
+            if not records:
+                raise UnreadableError(partition, f"offset {next_offset} cannot be read")
+        lost = [i for i, r in enumerate(records) if r.offset != records[0].offset + i]
+        if lost:  # what is behind a hole is another batch
+            records = records[: lost[0]]
+            next_offset = records[-1].offset + 1
         if len(records) > self.max_records:
             records = records[: self.max_records]
             next_offset = records[-1].offset + 1
         self._sought[partition] = next_offset
-        return RecordBatch.of(partition, self._assignment.epoch, records, next_offset)
+        base_offset = records[0].offset if records else next_offset
+        epoch = self._assignment.epoch
+        return RecordBatch.of(partition, epoch, records, next_offset, base_offset)
+
+    async def stored_bytes(self, partition: int, offset: int) -> bytes:
+        """Give the value of the record at an offset behind the header of a batch of one."""
+        await self._before("stored_bytes")
+        (record,) = self._broker.log(self._topic, partition).slice(offset, offset + 1)
+        payload = bytes(_BATCH_HEADER.size - _BEFORE_LENGTH) + (record.value or b"")
+        header = _BATCH_HEADER.pack(offset, len(payload), 0, 2, 0, 0, 0)
+        return header + payload[_BATCH_HEADER.size - _BEFORE_LENGTH :]
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading a partition at this offset; opens its gate."""
@@ -155,6 +181,10 @@ class MemorySource:
         return set(partitions) & self._assignment.partitions
 
     # -- offsets
+
+    def known_ends(self) -> dict[int, int]:
+        """Give the ends of our partitions."""
+        return {p: self._broker.offset_range(self._topic, p)[1] for p in self._sought}
 
     async def commit(self, next_offsets: Mapping[int, int]) -> bool:
         """Store where the group goes on, by name; all of it or nothing."""

@@ -36,6 +36,7 @@ class Restored:
             would keep the older state.
         next_offset: Offset that our first write will get if nobody else writes.
         is_known: Whether this group has ever written here, if only a heartbeat.
+        source_partitions: Partitions of the source topic when an owner last said so; 0: never.
         newest: Generation of the newest record, and the highest source offset of that generation.
     """
 
@@ -43,6 +44,7 @@ class Restored:
     stale_keys: set[str] = field(default_factory=set)
     next_offset: int = 0
     is_known: bool = False
+    source_partitions: int = 0
     newest: tuple[int, int] = (0, -1)
 
 
@@ -54,6 +56,9 @@ class Changelog:
         topic: The positions topic.
         source_topic: Topic of the trades.
         group: Consumer group that owns the positions.
+
+    Attributes:
+        records_read: By all restores so far; they may take long.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Changelog:
         self._topic = topic
         self._source_topic = source_topic
         self._group = group
+        self._source_partitions = 0
+        self.records_read = 0
 
     @classmethod
     def of(cls, reader: LogReader, settings: Settings) -> "Changelog":
@@ -82,6 +89,11 @@ class Changelog:
     async def end_offset(self, partition: int) -> int:
         """Give the offset after the last record of a partition."""
         return (await self._range(partition))[1]
+
+    async def source_partitions(self) -> int:
+        """Count the partitions of the source topic, and write that into heartbeats from now on."""
+        self._source_partitions = await self._reader.partition_count(self._source_topic)
+        return self._source_partitions
 
     async def _range(self, partition: int) -> tuple[int, int]:
         ranges = await self._reader.offset_ranges(self._topic)
@@ -101,6 +113,7 @@ class Changelog:
         newest: dict[str, PositionRecord] = {}
         async for record in self._reader.read(self._topic, partition, start, end):
             self._fold(restored, newest, record, partition)
+            self.records_read += 1
         restored.positions = {key: position_of(read) for key, read in newest.items()}
         return restored
 
@@ -122,6 +135,7 @@ class Changelog:
         age = (read.generation, read.source.offset)
         restored.newest = max(restored.newest, age)
         if read.type == "heartbeat":
+            restored.source_partitions = read.source_partitions or restored.source_partitions
             return
         key = read.key
         held = newest.get(key)
@@ -161,7 +175,11 @@ class Changelog:
     def heartbeat(self, partition: int, source_offset: int) -> OutgoingRecord:
         """Give the record that shows an idle owner, so that a foreign write leaves a gap."""
         value = encode_heartbeat(
-            group=self._group, topic=self._source_topic, partition=partition, offset=source_offset
+            group=self._group,
+            topic=self._source_topic,
+            partition=partition,
+            offset=source_offset,
+            partitions=self._source_partitions,
         )
         return OutgoingRecord(
             topic=self._topic, key=HEARTBEAT_KEY, value=value, partition=partition

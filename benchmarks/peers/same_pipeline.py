@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from app.config import Settings
 from app.models import Fate
 from app.money import format_scaled
 from app.ports import RecordBatch
@@ -10,16 +11,21 @@ from benchmarks.peers.contestant import position_lines, positions_digest
 
 
 class SamePipeline:
-    """One `TradeProcessor` over all partitions, and the counts of what it did."""
+    """A `TradeProcessor` for each partition, and the counts of what they did."""
 
     def __init__(self) -> None:
-        self._processor = TradeProcessor()
+        self._processors: dict[int, TradeProcessor] = {}
+        self._window = Settings().dedupe_window
         self.booked = 0
         self.refused = 0
 
     def process(self, batch: RecordBatch) -> None:
         """Process consecutive records of one partition."""
-        result = self._processor.process_batch(batch)
+        processor = self._processors.get(batch.partition)
+        if processor is None:
+            processor = TradeProcessor(dedupe_window=self._window)
+            self._processors[batch.partition] = processor
+        result = processor.process_batch(batch)
         self.booked += result.fates[Fate.BOOKED]
         self.refused += len(result.refusals)
 
@@ -36,13 +42,14 @@ class SamePipeline:
         return position_lines(self._rows())
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
-        for position in self._processor.positions.values():
-            yield (
-                position.key,
-                format_scaled(position.quantity_e8),
-                format_scaled(position.open_cost_e24, 24),
-                format_scaled(position.realized_e24, 24),
-            )
+        for processor in self._processors.values():
+            for position in processor.positions.values():
+                yield (
+                    position.key,
+                    format_scaled(position.quantity_e8),
+                    format_scaled(position.open_cost_e24, 24),
+                    format_scaled(position.realized_e24, 24),
+                )
 
 
 def touch(values: Sequence[bytes | None]) -> int:

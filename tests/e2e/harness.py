@@ -1,4 +1,4 @@
-"""One world for an end-to-end test: own topics, real processes, and an independent oracle."""
+"""One world for a test: own topics, real processes, and the check of all that they did."""
 
 import json
 import os
@@ -8,22 +8,37 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from app.kafka_io.partitioner import KeyPartitioner
+from tests.faults.checker import (
+    Evidence,
+    Sample,
+    Verdict,
+    check,
+    newest_positions,
+    stored_positions,
+)
+from tests.faults.journal import Attempt
+from tests.faults.reading import (
+    QUIET,
+    LogRecord,
+    committed_offsets,
+    end_offsets,
+    outside_consumer,
+    read_topic,
+)
 
-ROOT = Path(__file__).parents[2]
-PARTITIONS = 4
-REKEYED_FROM = "x-rekeyed-from"
+ROOT: Final = Path(__file__).parents[2]
+PARTITIONS: Final = 4
+_DEFAULT_WINDOW: Final = 5_000
+_HOUR_MS: Final = 3_600_000
 
 
 def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = 60.0) -> None:
@@ -37,38 +52,24 @@ def wait_for(condition: Callable[[], bool], what: str, *, timeout_s: float = 60.
 
 
 @dataclass
-class Model:
-    """A position by average cost in exact fractions: nothing of it comes from the product."""
-
-    quantity: Fraction = Fraction(0)
-    cost: Fraction = Fraction(0)
-    realized: Fraction = Fraction(0)
-    mark: Fraction = Fraction(0)
-    trades: int = 0
-
-    def apply(self, signed: Fraction, price: Fraction) -> None:
-        """Fold one fill."""
-        self.trades += 1
-        self.mark = price
-        if self.quantity * signed >= 0:
-            self.cost += signed * price
-        else:
-            closed = min(abs(signed), abs(self.quantity)) * (1 if signed > 0 else -1)
-            share = self.cost * abs(closed) / abs(self.quantity)
-            self.realized += -closed * price - share
-            self.cost = self.cost - share + (signed - closed) * price
-        self.quantity += signed
-
-
-@dataclass
 class World:
-    """Topics and a group of one test on a running broker."""
+    """Topics and a group of one test.
+
+    Attributes:
+        bootstrap: Where its processes find the brokers.
+        direct: Where the test itself finds them, if it is past relays; else the same.
+        extra: Environment of its processes, in addition.
+    """
 
     bootstrap: str
     name: str = field(default_factory=lambda: f"e2e-{uuid.uuid4().hex[:10]}")
     partitions: int = PARTITIONS
     extra: dict[str, str] = field(default_factory=dict)
+    direct: str = ""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.direct = self.direct or self.bootstrap
 
     @property
     def events(self) -> str:
@@ -79,6 +80,11 @@ class World:
     def dead_letters(self) -> str:
         """Topic of the dead letters."""
         return f"{self.name}-dlq"
+
+    @property
+    def positions_topic(self) -> str:
+        """Compacted topic of the positions."""
+        return f"{self.name}-positions"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -93,13 +99,18 @@ class World:
             "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
             "KAFKA_TOPIC": self.events,
             "DLQ_TOPIC": self.dead_letters,
-            "POSITIONS_TOPIC": f"{self.name}-positions",
+            "POSITIONS_TOPIC": self.positions_topic,
             "KAFKA_GROUP_ID": self.name,
             "KAFKA_PARTITIONS": str(self.partitions),
             "KAFKA_SESSION_TIMEOUT_MS": "6000",
             "COMMIT_INTERVAL_MS": "50",
             **self.extra,
         }
+
+    @property
+    def window(self) -> int:
+        """Offsets for which a trade sent twice is recognised."""
+        return int(self.environment.get("DEDUPE_WINDOW", _DEFAULT_WINDOW))
 
     # -- processes
 
@@ -142,18 +153,24 @@ class World:
 
     # -- an independent client
 
-    def create_topics(self) -> None:
+    def create_topics(self, *, replicas: int = 1) -> None:
         """Create the topics as the product would, by an independent client."""
         plain = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
-        admin_create(self.bootstrap, self.events, self.partitions, **plain)
-        admin_create(self.bootstrap, self.dead_letters, self.partitions)
-        compacted = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"}
-        admin_create(self.bootstrap, f"{self.name}-positions", self.partitions, **compacted)
+        compacted = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_HOUR_MS)}
+        in_sync = {"min.insync.replicas": str(max(1, replicas - 1))}
+        for topic, config in (
+            (self.events, plain),
+            (self.dead_letters, {}),
+            (self.positions_topic, compacted),
+        ):
+            admin_create(
+                self.direct, topic, self.partitions, replicas=replicas, **config, **in_sync
+            )
 
     def publish(self, records: Iterable[tuple[bytes | None, bytes | None]], **options: Any) -> None:
         """Publish with librdkafka: records without a key go anywhere, others by its own hash."""
         producer = Producer(
-            {"bootstrap.servers": self.bootstrap, "acks": "all", "linger.ms": 5, **options}
+            {"bootstrap.servers": self.direct, "acks": "all", "linger.ms": 5, **QUIET, **options}
         )
         failures: list[str] = []
 
@@ -167,48 +184,35 @@ class World:
         assert producer.flush(30) == 0
         assert not failures
 
-    def read(self, topic: str) -> list[Message]:
+    def read(self, topic: str) -> list[LogRecord]:
         """Read a whole topic, in partition and offset order."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.bootstrap,
-                "group.id": f"{self.name}-reader-{uuid.uuid4().hex}",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-            }
+        return read_topic(self.direct, topic, self.partitions)
+
+    def outside(self) -> Consumer:
+        """Make a consumer outside of the group, which sees the group's commits."""
+        return outside_consumer(self.direct, self.name)
+
+    def sample(self, consumer: Consumer) -> Sample:
+        """Look at the group's commits, and after that at the ends of the logs."""
+        numbers = range(self.partitions)
+        return Sample(
+            time.monotonic_ns(),
+            committed_offsets(consumer, self.events, numbers),
+            end_offsets(consumer, self.events, numbers),
+            end_offsets(consumer, self.positions_topic, numbers),
+            end_offsets(consumer, self.dead_letters, numbers),
         )
-        found: list[Message] = []
-        try:
-            for partition in consumer.list_topics(topic, timeout=10).topics[topic].partitions:
-                _, end = consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=10
-                )
-                consumer.assign([TopicPartition(topic, partition, 0)])
-                position = 0
-                while position < end:
-                    message = consumer.poll(10)
-                    assert message is not None, f"{topic} {partition} stalls at {position} of {end}"
-                    assert message.error() is None
-                    found.append(message)
-                    position = int(message.offset() or 0) + 1
-        finally:
-            consumer.close()
-        return found
 
     def progress(self) -> tuple[int, int]:
         """Give how many records the group has committed past, and how many are left."""
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": self.name})
+        consumer = self.outside()
         try:
-            partitions = [TopicPartition(self.events, p) for p in range(self.partitions)]
-            done = left = 0
-            for stored in consumer.committed(partitions, timeout=10):
-                first, end = consumer.get_watermark_offsets(stored, timeout=10)
-                next_offset = max(first, stored.offset)
-                done += next_offset - first
-                left += end - next_offset
+            committed = committed_offsets(consumer, self.events, range(self.partitions))
+            ends = end_offsets(consumer, self.events, range(self.partitions))
         finally:
             consumer.close()
-        return done, left
+        done = sum(committed.values())
+        return done, sum(ends.values()) - done
 
     def lag(self) -> int:
         """Give the total lag of the group."""
@@ -221,84 +225,50 @@ class World:
 
     # -- the check
 
-    def check(self) -> None:
-        """Compare what stands in the topics with an independent model of the trades.
+    def evidence(
+        self,
+        *,
+        attempts: Sequence[Attempt] | None = None,
+        samples: Sequence[Sample] = (),
+        holes: Mapping[int, range] | None = None,
+    ) -> Evidence:
+        """Read everything that a check needs; see `Evidence`."""
+        consumer = self.outside()
+        try:
+            committed = committed_offsets(consumer, self.events, range(self.partitions))
+        finally:
+            consumer.close()
+        return Evidence(
+            topic=self.events,
+            partitions=self.partitions,
+            source=read_topic(self.direct, self.events, self.partitions, holes=holes),
+            letters=self.read(self.dead_letters),
+            positions=self.read(self.positions_topic),
+            committed=committed,
+            attempts=attempts,
+            samples=samples,
+            window=self.window,
+            holes=holes or {},
+        )
 
-        Every record of the source has exactly one fate; positions are exact; nothing lags.
+    def check(self) -> Verdict:
+        """Prove that every record has one fate and positions are exact, and nothing lags.
+
+        What the command line prints is what the log holds.
         """
-        partition_of = KeyPartitioner().partition
-        models: dict[str, Model] = defaultdict(Model)
-        moved: set[tuple[int, int]] = set()
-        misplaced: set[tuple[int, int]] = set()
-        refused: set[tuple[int, int]] = set()
-        for message in self.read(self.events):
-            place = (int(message.partition() or 0), int(message.offset() or 0))
-            event = _valid(message.value())
-            if event is None:
-                refused.add(place)
-                continue
-            key = f"{event['book']}|{event['symbol']}" if event.get("book") else event["symbol"]
-            if partition_of(key.encode(), self.partitions) != place[0]:
-                misplaced.add(place)
-                continue
-            origin: Any = dict(message.headers() or []).get(REKEYED_FROM)
-            if origin is not None:
-                _, partition, offset = str(origin, "ascii").split("/")
-                if (int(partition), int(offset)) in moved:
-                    continue  # its second copy
-                moved.add((int(partition), int(offset)))
-            sign = 1 if event["side"] == "BUY" else -1
-            models[key].apply(sign * Fraction(event["quantity"]), Fraction(event["price"]))
-        assert moved == misplaced, "each misplaced trade is re-keyed, and nothing else"
-        self._check_dead_letters(refused)
-        self._check_positions(models)
+        evidence = self.evidence()
+        verdict = check(evidence)
+        assert not verdict.findings, verdict.report()
+        newest = newest_positions(stored_positions(evidence.positions)).values()
+        shown = {(row["book"] or None, row["symbol"]): row for row in self.positions()}
+        assert shown.keys() == {(one.state.get("book"), one.state["symbol"]) for one in newest}
+        for one in newest:
+            row = shown[one.state.get("book"), one.state["symbol"]]
+            assert {name: row[name] for name in row.keys() & one.state.keys()} == {
+                name: one.state[name] for name in row.keys() & one.state.keys()
+            }
         assert self.lag() == 0
-
-    def _check_dead_letters(self, refused: set[tuple[int, int]]) -> None:
-        origins: Counter[tuple[int, int]] = Counter()
-        originals = {(m.partition(), m.offset()): m for m in self.read(self.events) if refused}
-        for letter in self.read(self.dead_letters):
-            headers = dict(letter.headers() or [])
-            origin = (
-                int(headers["__dlq.errors.partition"] or -1),
-                int(headers["__dlq.errors.offset"] or -1),
-            )
-            origins[origin] += 1
-            original = originals[origin]
-            assert letter.key() == original.key()
-            assert letter.value() == (original.value() or b"")
-            assert letter.partition() == origin[0]
-        assert set(origins) == refused
-
-    def _check_positions(self, models: dict[str, Model]) -> None:
-        rows = {
-            f"{row['book']}|{row['symbol']}" if row["book"] else row["symbol"]: row
-            for row in self.positions()
-        }
-        assert rows.keys() == models.keys()
-        for key, model in models.items():
-            row = {name: Fraction(row) for name, row in rows[key].items() if _is_amount(name)}
-            assert row["quantity"] == model.quantity, key
-            assert row["mark"] == model.mark, key
-            # Exact in sum; the split between the two may differ in the 24th decimal a close.
-            total = row["realized_pnl"] + row["unrealized_pnl"]
-            value = model.quantity * model.mark
-            assert total == model.realized + value - model.cost, key
-            assert abs(row["realized_pnl"] - model.realized) <= model.trades * Fraction(
-                1, 10**24
-            ), key
-
-
-def _is_amount(name: str) -> bool:
-    return name in ("quantity", "mark", "realized_pnl", "unrealized_pnl")
-
-
-def _valid(value: bytes | None) -> dict[str, Any] | None:
-    """Give the event of a record that the tests meant to be good: they mark the others."""
-    if value is None or b"GOOD" not in value:
-        return None
-    event: dict[str, Any] = json.loads(value)
-    return event
+        return verdict
 
 
 def trade(
@@ -322,8 +292,10 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.communicate()
 
 
-def admin_create(bootstrap: str, topic: str, partitions: int, **config: str) -> None:
+def admin_create(
+    bootstrap: str, topic: str, partitions: int, *, replicas: int = 1, **config: str
+) -> None:
     """Create a topic with an independent client."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    made = admin.create_topics([NewTopic(topic, partitions, 1, config=config)])
+    admin = AdminClient({"bootstrap.servers": bootstrap, **QUIET})
+    made = admin.create_topics([NewTopic(topic, partitions, replicas, config=config)])
     made[topic].result(20)

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from tests.e2e.faults import POINTS
 from tests.e2e.harness import World, kill, trade, wait_for
+from tests.faults.points import POINTS
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -32,7 +32,7 @@ def records(seed: int, count: int) -> list[tuple[bytes | None, bytes | None]]:
             continue
         symbol, book = draw.choice(SYMBOLS), draw.choice(BOOKS)
         value = trade(
-            number,
+            seed * 100_000 + number,
             symbol=symbol,
             book=book or None,
             side=draw.choice(["BUY", "SELL"]),
@@ -56,7 +56,7 @@ def worlds(kafka_bootstrap: str) -> Iterator[dict[str, World]]:
 def _die_and_recover(point: str, world: World) -> None:
     world.create_topics()
     world.publish(records(hash(point) % 1000, 1500))
-    dying = world.start("tests/e2e/faults.py", point, _NTH.get(point, "2"))
+    dying = world.start("-m", "tests.faults.worker", "--at", point, "--nth", _NTH.get(point, "2"))
     if point == "in-revoke":
         wait_for(lambda: world.lag() == 0, "the first member consumes")
         world.start("app/consumer.py", "--until-caught-up")  # its joining revokes the first one's

@@ -248,9 +248,9 @@ def test_rebuild_makes_damaged_positions_exact_again(world: World) -> None:
     good_rows = world.positions()
     damaged = json.loads(
         next(
-            m.value() or b""
+            m.value or b""
             for m in world.read(f"{world.name}-positions")
-            if b'"S1"' in (m.value() or b"")
+            if b'"S1"' in (m.value or b"")
         )
     )
     partition = damaged["source"]["partition"]

@@ -16,6 +16,7 @@ import trustme
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from confluent_kafka.admin import AdminClient
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from app.embedded.kafka import EmbeddedKafka
+from app.embedded.loopback import pick_ports
 from app.embedded.server_config import SaslConfig
 from app.errors import EmbeddedBrokerError, TransportError
 from app.kafka_io.probe import wait_until_ready
@@ -219,6 +221,17 @@ def test_three_nodes_survive_the_loss_of_one(tmp_path: Path) -> None:
         status = cluster.status()
         assert status.ready
         assert status.pids[3] != killed
+
+
+def test_clients_are_sent_to_the_advertised_port(tmp_path: Path) -> None:
+    """What a broker says of itself is the relay's port; its direct address needs no relay."""
+    (relay,) = pick_ports(1)
+    with EmbeddedKafka(data_dir=tmp_path / "kafka", port=0, advertised_ports=[relay]) as broker:
+        asyncio.run(round_trip(broker.direct_bootstrap, "direct"))
+        known = AdminClient({"bootstrap.servers": broker.bootstrap}).list_topics(timeout=WAIT_S)
+        assert [node.port for node in known.brokers.values()] == [relay]
+    with pytest.raises(EmbeddedBrokerError, match="3 advertised ports"):
+        EmbeddedKafka(data_dir=tmp_path, nodes=3, advertised_ports=[relay])
 
 
 @pytest.fixture

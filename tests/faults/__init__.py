@@ -1,0 +1,1 @@
+"""Faults on purpose: real brokers and real processes are hurt, and nothing may be lost."""

@@ -1,0 +1,102 @@
+"""The real consumer, with a point of its work at which it dies or freezes.
+
+Run as `python -m tests.faults.worker [--at POINT] [--nth N] [--signal KILL|STOP]` with the options
+of `app/consumer.py`. It wraps the client classes of `app.kafka_io`: the product itself has no test
+switches.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app import consumer
+from app.config import Settings
+from app.kafka_io import connect
+from app.kafka_io.batch_consumer import KafkaSource
+from app.kafka_io.publisher import KafkaPublisher
+from app.lifecycle import run_program
+from app.ports import OutgoingRecord, RecordBatch, SendOutcome
+from tests.faults.points import POINTS
+
+
+class _Failpoint:
+    """A signal to ourselves, the nth time that a point is reached."""
+
+    def __init__(self) -> None:
+        self.point = ""
+        self.left = 0
+        self.signal = signal.SIGKILL
+
+    def reached(self, point: str) -> None:
+        """Die or freeze here, without any clean-up, when the time has come."""
+        if point == self.point:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.signal)
+
+
+_failpoint = _Failpoint()
+
+
+class FailingSource(KafkaSource):
+    """A group member that fails around fetches, commits and rebalances."""
+
+    async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
+        batches = await super().poll(timeout_s=timeout_s)
+        if batches:
+            _failpoint.reached("after-fetch")
+        return batches
+
+    async def commit(self, next_offsets: Mapping[int, int]) -> bool:
+        is_stored = await super().commit(next_offsets)
+        _failpoint.reached("after-commit")
+        return is_stored
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        if revoked:
+            _failpoint.reached("in-revoke")
+        await super().on_partitions_revoked(revoked)
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        super().on_partitions_assigned(assigned)
+        if assigned:
+            _failpoint.reached("in-assign")
+
+
+class FailingPublisher(KafkaPublisher):
+    """A publisher that fails around the effects of a checkpoint."""
+
+    async def publish(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
+        _failpoint.reached("before-effects")
+        if _failpoint.point == "half-of-effects" and len(records) > 1:
+            await super().publish(records[: len(records) // 2])
+            _failpoint.reached("half-of-effects")
+        if _failpoint.point == "dead-letters-only":
+            topic = Settings.from_env().dlq_topic
+            letters = [record for record in records if record.topic == topic]
+            if letters:
+                await super().publish(letters)
+                _failpoint.reached("dead-letters-only")
+        outcomes = await super().publish(records)
+        _failpoint.reached("after-effects")
+        return outcomes
+
+
+def main() -> None:
+    """Put the failing classes in the place of the real ones, and run the real consumer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--at", choices=POINTS, default="")
+    parser.add_argument("--nth", type=int, default=1)
+    parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
+    chosen, sys.argv[1:] = parser.parse_known_args()
+    _failpoint.point, _failpoint.left = chosen.at, chosen.nth
+    _failpoint.signal = signal.Signals[f"SIG{chosen.signal}"]
+    vars(connect).update(KafkaSource=FailingSource, KafkaPublisher=FailingPublisher)
+    run_program(consumer.main)
+
+
+if __name__ == "__main__":
+    main()
