@@ -60,7 +60,8 @@ PROGRESS_INTERVAL_S: Final = 5.0
 PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
-_UNREADABLE_TRIES: Final = 3
+_UNREADABLE_TRIES: Final = 5
+_UNREADABLE_PAUSE_S: Final = 0.5
 """What broke on its way is read well the next time; what is broken in the log never is."""
 
 
@@ -193,6 +194,7 @@ class TradeConsumer:
             await self._adopt()
         self._open_restored()
         await self._bound_work_in_flight()
+        self._resume_pausing()
         try:
             batches = await self._source.poll(timeout_s=0)
             if not batches:
@@ -488,14 +490,26 @@ class TradeConsumer:
             " without them",
         )
 
+    def _resume_pausing(self) -> None:
+        """Read the partitions again whose batch could not be read a while ago."""
+        now_s = self._monotonic()
+        for partition in self._open.values():
+            if 0 < partition.read_again_s <= now_s:
+                partition.read_again_s = 0.0
+                if not self._is_paused:
+                    self._source.resume([partition.number])
+
     async def _on_unreadable(self, exc: UnreadableError) -> None:
-        """Let a batch be fetched again; the third time put its bytes aside and stop."""
+        """Let a batch be fetched again after a pause; in the end put its bytes aside, and stop."""
         partition = self._open.get(exc.partition)
         if partition is None:
             return
         partition.unreadable_tries += 1
         if partition.unreadable_tries < _UNREADABLE_TRIES:
             log.warning("batch_read_again", partition=partition.number, why=str(exc))
+            pause_s = _UNREADABLE_PAUSE_S * 2 ** (partition.unreadable_tries - 1)
+            partition.read_again_s = self._monotonic() + pause_s
+            self._source.pause([partition.number])
             return
         try:
             fetched = await self._source.stored_bytes(partition.number, partition.next_offset)

@@ -34,6 +34,8 @@ _CHUNK: Final = 2_000
 _CHUNKS_IN_FLIGHT: Final = 4
 _TICK_S: Final = 0.005
 _REPEATS: Final = 3
+FINISH_TIMEOUT_S: Final = 10.0
+"""Longest wait for acknowledgements after a stop."""
 _PATIENCE_S: Final = 5.0
 """Longest wait for an acknowledgement before the process says that it is not ready."""
 
@@ -145,11 +147,29 @@ class TradeProducer:
         """Publish until told to stop, or until `count` trades are out.
 
         Args:
-            stop: Set it to stop; what was accepted is flushed and counted.
+            stop: Set it to stop; what was accepted is flushed and counted, within a bound: what is
+                not answered by then is unknown.
             count: Number of trades; without it there is no end.
             rate: Trades per second, each stamped with the time it was due; without it as fast as
                 the broker takes them.
         """
+        started_s = time.monotonic()
+        producing = asyncio.ensure_future(self._produce(stop, count, rate))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([producing, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([producing], timeout=FINISH_TIMEOUT_S)
+            if producing.done():
+                producing.result()
+        finally:
+            producing.cancel()
+            stopping.cancel()
+            await asyncio.wait([producing, stopping])
+            self._give_up()
+        self.summary.seconds = time.monotonic() - started_s
+        return self.summary
+
+    async def _produce(self, stop: asyncio.Event, count: int | None, rate: float | None) -> None:
         started_s = time.monotonic()
         started_ns = time.time_ns()
         made = 0
@@ -174,8 +194,14 @@ class TradeProducer:
         self._health.fail(Unready.STOPPING, "waits for the last acknowledgements")
         while self._in_flight:
             await self._settle_oldest()
-        self.summary.seconds = time.monotonic() - started_s
-        return self.summary
+
+    def _give_up(self) -> None:
+        """Count what is not answered in time."""
+        for trades, sending in self._in_flight:
+            sending.cancel()
+            self.summary.outcomes[SendState.UNKNOWN] += len(trades)
+            self.summary.errors["no answer before the stop"] += len(trades)
+        self._in_flight.clear()
 
     async def _submit(self, stamps_ns: list[int]) -> None:
         stamps = {ns: format_timestamp(ns // 1000 * 1000) for ns in set(stamps_ns)}
@@ -210,12 +236,14 @@ class TradeProducer:
         return outcomes
 
     async def _settle_oldest(self) -> None:
-        trades, sending = self._in_flight.popleft()
+        trades, sending = self._in_flight[0]
         acknowledged, _ = await asyncio.wait([sending], timeout=_PATIENCE_S)
         if not acknowledged:
             self._health.fail(Unready.BROKER, f"no acknowledgement for {_PATIENCE_S:.0f} s")
+            await asyncio.wait([sending])  # which a cancel of ours does not reach
+        self._in_flight.popleft()
         stored = 0
-        for trade, outcome in zip(trades, await sending, strict=True):
+        for trade, outcome in zip(trades, sending.result(), strict=True):
             if outcome.state is SendState.OK:
                 stored += 1
                 if trade.poison_reason is not None:

@@ -285,15 +285,15 @@ class TradeProcessor:
         if fate is None:
             self._book(holding, event, trade, offset)
         self.window.note(str(event.trade_id), value)
-        if fate is not None:
-            result.already_applied += is_open and fate is Fate.BOOKED
+        if fate is Fate.BOOKED:
+            result.already_applied += is_open
             return fate
-        if origin is not None:
-            # The highest origin offset is enough: those of one partition are re-keyed in order.
-            holding.origins = {**(holding.origins or {}), origin.partition: origin.offset}
-        if holding.touched_in != self._batch:
+        is_changed = self._note_origin(holding, origin) or fate is None
+        if is_changed and holding.touched_in != self._batch:
             holding.touched_in = self._batch
             result.touched.append(holding)
+        if fate is not None:
+            return fate
         result.repaired += not is_open
         result.unknown_fields += unknown_fields
         result.suspects.update(trade.suspects)
@@ -314,6 +314,14 @@ class TradeProcessor:
         if origin is not None and _is_second_copy(holding, origin):
             return Fate.DUPLICATE
         return None
+
+    def _note_origin(self, holding: Holding, origin: Origin | None) -> bool:
+        """Remember where a re-keyed trade stood, booked or sent twice: its next copy is neither."""
+        if origin is None or _is_second_copy(holding, origin) or holding.key not in self._holdings:
+            return False
+        # The highest origin offset is enough: those of one partition are re-keyed in order.
+        holding.origins = {**(holding.origins or {}), origin.partition: origin.offset}
+        return True
 
     def _is_misplaced(self, key: str, origin: Origin | None) -> bool:
         if self._belongs is None or self._belongs(key):

@@ -37,6 +37,7 @@ class OpenPartition:
         consumed_records: Records processed whose fate was open, and `settled_records` how many of
             them have their fate by a commit.
         unreadable_tries: How often the batch at `next_offset` could not be read.
+        read_again_s: Monotonic time at which it is tried again; 0 where nothing waits for that.
         appended: Offsets of records in flight and their append times (ms), some of them.
     """
 
@@ -54,6 +55,7 @@ class OpenPartition:
     consumed_records: int = 0
     settled_records: int = 0
     unreadable_tries: int = 0
+    read_again_s: float = 0.0
     appended: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_MOST_STAMPS))
 
     @property

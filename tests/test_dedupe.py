@@ -140,6 +140,25 @@ def test_other_trade_under_the_same_id_is_refused(changed: dict[str, str]) -> No
         assert sum(p.trade_count for p in processor.positions.values()) == 1
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_copies_of_a_repeat_are_known_by_their_origin(*, is_restarted: bool) -> None:
+    """A re-keyed trade that was sent twice stays known when it is re-keyed again, much later."""
+
+    def rekeyed(offset: int, origin: int, name: str) -> Stored:
+        headers = [("x-rekeyed-from", f"t/3/{origin}".encode())]
+        return Stored(offset, trade(name), headers=headers)
+
+    processor = TradeProcessor(dedupe_window=2)
+    result = process(processor, [rekeyed(0, 5, "T1"), rekeyed(1, 9, "T1")])
+    assert result.fates == {Fate.BOOKED: 1, Fate.DUPLICATE: 1}
+    assert result.changed["A"].origins == {3: 9}
+    if is_restarted:
+        processor = TradeProcessor(result.changed.values(), dedupe_window=2, applies_from=2)
+    result = process(processor, [rekeyed(10, 9, "T1"), Stored(20, trade("T2"))])
+    assert result.fates == {Fate.BOOKED: 1, Fate.DUPLICATE: 1}
+    assert processor.positions["A"].trade_count == 2
+
+
 def test_refused_trade_may_come_again_under_its_id() -> None:
     """What was dead-lettered was not booked: its mended second try is no duplicate."""
     processor = TradeProcessor(dedupe_window=100)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 from aiokafka.errors import (
+    CorruptRecordException,
     KafkaConnectionError,
     KafkaTimeoutError,
     OutOfOrderSequenceNumber,
@@ -150,6 +151,19 @@ async def test_answer_after_the_deadline_is_unknown(client: type[FakeClient]) ->
     (outcome,) = await publisher.publish(records("a"))
     assert outcome.state is SendState.UNKNOWN
     await publisher.publish(records("b"))
+    assert client.made == 2
+
+
+async def test_batch_that_broke_on_its_way_is_sent_again_by_a_new_client(
+    client: type[FakeClient],
+) -> None:
+    """The broker saw a wrong checksum: the record may come again, under new sequence numbers."""
+    client.plan.append(CorruptRecordException())
+    publisher = KafkaPublisher(SETTINGS, client)
+    (outcome,) = await publisher.publish(records("a"))
+    assert (outcome.state, outcome.retryable) == (SendState.UNKNOWN, True)
+    (outcome,) = await publisher.publish(records("a"))
+    assert outcome.state is SendState.OK
     assert client.made == 2
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from app.memory_io import Fault, MemoryBroker, MemoryPublisher
 from app.ports import OutgoingRecord, SendState
-from app.producer import ProduceSummary, TradeProducer
+from app.producer import FINISH_TIMEOUT_S, ProduceSummary, TradeProducer
 from app.simulator import TradeSimulator
 from tests.virtual_time import virtual_time
 
@@ -91,3 +91,22 @@ async def test_every_outcome_is_told_once() -> None:
     assert summary.produced == 50
     ids = [json.loads(record.value or b"")["trade_id"] for record in broker.records(TOPIC)]
     assert len(set(ids)) == 50
+
+
+@virtual_time
+async def test_stop_does_not_wait_for_a_broker_for_ever() -> None:
+    """What is not answered in time is unknown, and counted as that."""
+    broker = MemoryBroker({TOPIC: 1})
+    publisher = MemoryPublisher(broker)
+    publisher.hold()
+    producer = TradeProducer(publisher, topic=TOPIC, simulator=TradeSimulator(run_id="R", seed=1))
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(producer.run(stop))
+    started_s = asyncio.get_running_loop().time()
+    await asyncio.sleep(5)
+    stop.set()
+    summary = await running
+    assert asyncio.get_running_loop().time() - started_s <= 5 + FINISH_TIMEOUT_S + 1
+    assert summary.outcomes[SendState.UNKNOWN] == summary.outcomes.total() > 0
+    assert not summary.is_complete
+    assert "no answer before the stop" in summary.errors

@@ -40,8 +40,10 @@ from app.timestamps import NS_PER_MS
 
 log = structlog.get_logger(__name__)
 
-# A4: after these the client's sequence numbers no longer fit the broker's; only a new one helps.
+# A4: after these the client's sequence numbers no longer fit the broker's; only a new one helps. A
+# batch whose checksum is wrong has broken on its way, and its numbers count as used.
 _DEAD_PRODUCER: Final = (
+    CorruptRecordException,
     OutOfOrderSequenceNumber,
     UnknownProducerId,
     InvalidProducerEpoch,
@@ -50,7 +52,6 @@ _DEAD_PRODUCER: Final = (
 )
 # C4: the broker says no, and would again.
 _PERMANENT: Final = (
-    CorruptRecordException,
     InvalidTimestampError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,

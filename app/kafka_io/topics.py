@@ -20,6 +20,7 @@ from app.kafka_io.options import (
 
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 24 * _HOUR_MS
+_NO_BOUND: Final = 2**63 - 1
 _MAX_REPLICATION: Final = 3
 _VISIBLE_TIMEOUT_S: Final = 30.0
 _VISIBLE_POLL_S: Final = 0.05
@@ -54,15 +55,19 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
         TopicPlan(
             settings.dlq_topic,
             "DLQ_TOPIC",
+            # A dead letter keeps the time of its original, however wrong the clock of that was.
             {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS),
+             "message.timestamp.after.max.ms": str(_NO_BOUND),
              "max.message.bytes": str(MAX_REQUEST_BYTES)},
             {"cleanup.policy": "delete"},
         ),
         TopicPlan(
             settings.positions_topic,
             "POSITIONS_TOPIC",
-            # The newest state outlives a late write of an older one until that is repaired.
-            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_HOUR_MS)},
+            # The newest state outlives a late write of an older one until that is repaired. By the
+            # broker's clock: it would refuse records of a worker whose own is an hour ahead.
+            {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_HOUR_MS),
+             "message.timestamp.type": "LogAppendTime"},
             {"cleanup.policy": "compact"},
         ),
     ]  # fmt: skip

@@ -156,7 +156,11 @@ class World:
     def create_topics(self, *, replicas: int = 1) -> None:
         """Create the topics as the product would, by an independent client."""
         plain = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
-        compacted = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_HOUR_MS)}
+        compacted = {
+            "cleanup.policy": "compact",
+            "min.compaction.lag.ms": str(_HOUR_MS),
+            "message.timestamp.type": "LogAppendTime",
+        }
         in_sync = {"min.insync.replicas": str(max(1, replicas - 1))}
         for topic, config in (
             (self.events, plain),

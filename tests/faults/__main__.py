@@ -83,7 +83,7 @@ class Lane:
                 is_quick=self._plan.is_quick,
                 folder=folder,
             )
-            outcome = run.play(scenario.play)
+            outcome = scenario.play_in(run)
         if outcome.status == "failed":
             self._forget_cluster()  # whatever it left behind hurts no other
         elif outcome.status in ("ok", "skipped"):
@@ -154,7 +154,7 @@ def _chosen(what: list[str], *, is_soak: bool) -> list[Scenario]:
         scenario
         for scenario in SCENARIOS.values()
         if (scenario.name in what or scenario.family in what)
-        or (not what and scenario.is_soak == is_soak)
+        or (not what and (scenario.family == "soak" if is_soak else scenario.is_usual))
     ]
 
 
@@ -174,7 +174,7 @@ def main(
     """Run fault scenarios; exit code 1 when a promise was broken or a fault did not bite."""
     if list_them:
         for scenario in SCENARIOS.values():
-            print(f"{scenario.family:8} {scenario.name:22} {scenario.summary}")
+            print(f"{scenario.family:8} {scenario.name:29} {scenario.summary}")
         return
     configure_logging("ERROR")  # what the harness's own clients see is no news
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))

@@ -23,6 +23,10 @@ from tests.faults.oracle import REKEYED_FROM, Expected, Fate, Model, Place, expe
 from tests.faults.reading import LogRecord
 
 SHOWN: Final = 20
+FINDINGS: Final = (
+    "lost", "doubled", "invented", "wrong", "damaged", "overtaken", "ahead", "quarantine"
+)  # fmt: skip
+"""What a finding can be."""
 _NEVER: Final = 1 << 62
 _CONFLICT: Final = b"version-conflict"
 _UNREADABLE: Final = b"batch-unreadable"

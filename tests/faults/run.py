@@ -246,6 +246,7 @@ class Run:
         self.seed = seed
         self.is_quick = is_quick
         self.folder = folder
+        self.bug = ""
         self.draw = random.Random(f"{name} {seed}")
         self.outcome = Outcome(name, seed)
         self.figures = self.outcome.figures
@@ -320,10 +321,11 @@ class Run:
     def worker(self, *options: str, errors: Path | None = None, **environment: str) -> Child:
         """Start a consumer; see `tests.faults.worker`."""
         name = f"worker-{len(self.workers)}"
+        bug = ["--bug", self.bug] if self.bug else []
         self.note(f"start {name} {' '.join(options)}")
         child = Child(
             name,
-            ["-m", "tests.faults.worker", *options, "--json"],
+            ["-m", "tests.faults.worker", *bug, *options, "--json"],
             self.world.environment | environment,
             self.folder,
             errors,
@@ -368,6 +370,14 @@ class Run:
 
         wait_for(holds, what, timeout_s=timeout_s)
         return time.monotonic() - began_s
+
+    def position_records(self) -> int:
+        """Give how many records the positions topic has got so far."""
+        consumer = self.world.outside()
+        try:
+            return sum(self.world.sample(consumer).position_ends.values())
+        finally:
+            consumer.close()
 
     def await_end(self, child: Child, timeout_s: float = 60.0) -> None:
         """Wait until a process has ended, while the others go on."""

@@ -1,7 +1,7 @@
-"""The real consumer, with a point of its work at which it dies or freezes.
+"""The real consumer, with a point of its work at which it dies or freezes, or a planted bug.
 
-Run as `python -m tests.faults.worker [--at POINT] [--nth N] [--signal KILL|STOP]` with the options
-of `app/consumer.py`. It wraps the client classes of `app.kafka_io`: the product itself has no test
+Run as `python -m tests.faults.worker [--at POINT] [--nth N] [--signal KILL|STOP] [--bug NAME]` with
+the options of `app/consumer.py`. It wraps the client classes of `app.kafka_io`: the product itself has no test
 switches.
 """
 
@@ -19,6 +19,7 @@ from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.lifecycle import run_program
 from app.ports import OutgoingRecord, RecordBatch, SendOutcome
+from tests.faults.bugs import BUGS, plant
 from tests.faults.points import POINTS
 
 
@@ -91,9 +92,12 @@ def main() -> None:
     parser.add_argument("--at", choices=POINTS, default="")
     parser.add_argument("--nth", type=int, default=1)
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
+    parser.add_argument("--bug", choices=BUGS)
     chosen, sys.argv[1:] = parser.parse_known_args()
     _failpoint.point, _failpoint.left = chosen.at, chosen.nth
     _failpoint.signal = signal.Signals[f"SIG{chosen.signal}"]
+    if chosen.bug:
+        plant(chosen.bug)
     vars(connect).update(KafkaSource=FailingSource, KafkaPublisher=FailingPublisher)
     run_program(consumer.main)
 

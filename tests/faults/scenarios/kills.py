@@ -101,6 +101,26 @@ def zombie(run: Run) -> None:
     run.check(with_samples=False)
 
 
+@scenario(is_calm=True)
+def late_write(run: Run) -> None:
+    """A frozen owner writes when nobody is there to see it; the next one restores the newest."""
+    run.load(count=run.pick(6_000, 30_000), rate=800, keys=12)
+    nth = _FIRST_WRITES + run.draw.randrange(40)
+    sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
+    run.await_frozen(sleeper)
+    run.note(f"{sleeper.name} is frozen")
+    heir = run.worker()
+    run.drain()
+    heir.stop()
+    before = run.position_records()
+    run.note(f"{sleeper.name} wakes")
+    sleeper.thaw()
+    run.wait(lambda: run.position_records() > before, "the late write")
+    sleeper.kill()
+    run.bite("late writes", run.position_records() - before)
+    run.load(count=1_000, rate=800, keys=12)
+
+
 def _compact(run: Run) -> None:
     """Let the broker forget every position record but the last one of each key."""
     topic = run.world.positions_topic

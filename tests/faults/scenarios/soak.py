@@ -12,7 +12,7 @@ RATE = 400
 _WARM_UP_S = 120
 
 
-@scenario(nodes=3, is_soak=True)
+@scenario(nodes=3)
 def soak(run: Run) -> None:
     """Sixty minutes under load with a mild fault every half a minute; no growth, nothing lost."""
     seconds = run.pick(120, 3_600)

@@ -1,0 +1,145 @@
+"""Bugs that are planted into the consumer of a test: a harness that does not find them is no use.
+
+Each one breaks a promise in a way that somebody has shipped somewhere. They are put into the
+classes of the product in the process of `worker`, before it starts.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from app.config import Settings
+from app.errors import UnreadableError
+from app.kafka_io import batch_consumer
+from app.kafka_io.batch_consumer import KafkaSource
+from app.kafka_io.publisher import KafkaPublisher
+from app.pnl import Holding
+from app.ports import OutgoingRecord, RecordBatch, SendOutcome, SendState
+from app.stores.changelog import Changelog, Restored
+from app.takeover import Takeover
+
+_LATE_S: Final = 1.0
+_late: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
+
+
+def _commits_first(poll: Any) -> Any:
+    """Commit what was fetched before it is processed."""
+
+    async def hasty(self: KafkaSource, *, timeout_s: float) -> list[RecordBatch]:
+        batches: list[RecordBatch] = await poll(self, timeout_s=timeout_s)
+        if batches:
+            await self.commit({batch.partition: batch.next_offset for batch in batches})
+        return batches
+
+    return hasty
+
+
+def _auto_commit(group_options: Any) -> Any:
+    """Let the client commit whatever it has handed out."""
+    automatic = {"enable_auto_commit": True, "auto_commit_interval_ms": 50}
+    return lambda settings: group_options(settings) | automatic
+
+
+def _not_awaited(topic_of: Callable[[Settings], str]) -> Callable[[Any], Any]:
+    """Send the records of one topic without waiting for what becomes of them."""
+
+    def bug(publish: Any) -> Any:
+        async def later(sender: KafkaPublisher, records: list[OutgoingRecord]) -> None:
+            await asyncio.sleep(_LATE_S)
+            await publish(sender, records)
+
+        async def careless(
+            self: KafkaPublisher, records: Sequence[OutgoingRecord]
+        ) -> list[SendOutcome]:
+            topic = topic_of(Settings.from_env())
+            others = iter(await publish(self, [r for r in records if r.topic != topic]))
+            task = asyncio.ensure_future(later(self, [r for r in records if r.topic == topic]))
+            _late.add(task)
+            task.add_done_callback(_late.discard)
+            claimed = SendOutcome(SendState.OK, 0, 0)
+            return [claimed if record.topic == topic else next(others) for record in records]
+
+        return careless
+
+    return bug
+
+
+def _books_again(restore: Any) -> Any:
+    """Forget up to where the restored positions cover the source."""
+
+    async def forgetful(self: Changelog, partition: int) -> Restored:
+        restored: Restored = await restore(self, partition)
+        for key, position in restored.positions.items():
+            restored.positions[key] = replace(position, source_offset=-1)
+        return restored
+
+    return forgetful
+
+
+def _swallows_unreadable(poll: Any) -> Any:
+    """Catch whatever a poll raises, and go on after it."""
+
+    async def unmoved(self: KafkaSource, *, timeout_s: float) -> list[RecordBatch]:
+        try:
+            batches: list[RecordBatch] = await poll(self, timeout_s=timeout_s)
+        except UnreadableError as exc:
+            self._sought[exc.partition] = self._backlog[exc.partition].popleft().next_offset
+            return []
+        return batches
+
+    return unmoved
+
+
+def _float_money(fill: Any) -> Any:
+    """Compute values in binary floating point."""
+
+    def floating(self: Holding, quantity: int, value_e24: int, time_ns: int, offset: int) -> None:
+        fill(self, quantity, int(float(value_e24)), time_ns, offset)
+
+    return floating
+
+
+def _last_record_wins(fold: Any) -> Any:
+    """Restore the last record of each key instead of the newest."""
+
+    def naive(
+        self: Changelog, restored: Restored, newest: Any, record: Any, partition: int
+    ) -> None:
+        newest.pop((record.key or b"").decode(), None)
+        fold(self, restored, newest, record, partition)
+
+    return naive
+
+
+def _no_window(processor: Any) -> Any:
+    """Recognise no trade that was sent twice."""
+
+    def blind(self: Takeover, *args: Any, **named: Any) -> Any:
+        made = processor(self, *args, **named)
+        made.window.recognises = lambda *_: False
+        made.window.runs = lambda offsets: iter([range(len(offsets))])
+        return made
+
+    return blind
+
+
+BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
+    "commits-first": (KafkaSource, "poll", _commits_first),
+    "auto-commit": (batch_consumer, "group_options", _auto_commit),
+    "letters-not-awaited": (KafkaPublisher, "publish", _not_awaited(lambda s: s.dlq_topic)),
+    "positions-not-awaited": (KafkaPublisher, "publish", _not_awaited(lambda s: s.positions_topic)),
+    "books-again": (Changelog, "restore", _books_again),
+    "swallows-unreadable": (KafkaSource, "poll", _swallows_unreadable),
+    "float-money": (Holding, "fill", _float_money),
+    "last-record-wins": (Changelog, "_fold", _last_record_wins),
+    "no-window": (Takeover, "_processor", _no_window),
+}
+"""Where each bug goes: the owner, the attribute, and what takes its place."""
+
+
+def plant(name: str) -> None:
+    """Put a bug into this process."""
+    owner, attribute, bug = BUGS[name]
+    setattr(owner, attribute, bug(getattr(owner, attribute)))
