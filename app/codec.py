@@ -19,6 +19,8 @@ SCHEMA_VERSION: Final = 1
 _decode_event = msgspec.json.Decoder(TradeEvent).decode
 _encode = msgspec.json.Encoder().encode
 _FIELDS: Final = frozenset(TradeEvent.__struct_fields__)
+_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)
+_STEPS: Final = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 _NAMED_FIELD = re.compile(r"\$\.([a-z_]+)(?:\[\.*\d*\]\.([a-z_]+))?", re.ASCII)
 
 
@@ -154,6 +156,8 @@ def decode_event(value: bytes | None) -> tuple[TradeEvent, bool, int]:
         raise DecodeError("body-empty", "the record has no value")
     if len(value) > MAX_VALUE_BYTES:
         raise DecodeError("body-too-large", f"the value is larger than {MAX_VALUE_BYTES} bytes")
+    if value.count(b"[") + value.count(b"{") > MAX_DEPTH and _is_too_deep(value):
+        raise DecodeError("body-too-deep", f"the body is nested deeper than {MAX_DEPTH}")
     try:
         event = _decode_event(value)
         is_plain = value.count(b'"') == _plain_quotes(event)
@@ -162,11 +166,21 @@ def decode_event(value: bytes | None) -> tuple[TradeEvent, bool, int]:
             event = _with_exact_numbers(event, value)
     except DecodeError:
         raise
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+    except (msgspec.DecodeError, ValueError) as exc:
         raise _classified(value, exc) from exc
     if event.schema_version is not None and event.schema_version != SCHEMA_VERSION:
         raise DecodeError("schema-version-unsupported", f"schema_version must be {SCHEMA_VERSION}")
     return event, is_plain, unknown_fields
+
+
+def _is_too_deep(value: bytes) -> bool:
+    """Tell it by the brackets, before a parser does: how deep it gets depends on who calls it."""
+    depth = 0
+    for token in _TEXT_OR_BRACKET.finditer(value):
+        depth += _STEPS.get(token.group(), 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _plain_quotes(event: TradeEvent) -> int:
@@ -229,7 +243,7 @@ def _exact(
 
 
 def _inspect(value: bytes) -> int:
-    """Look closely at a body that is no plain one: refuse repeated keys and deep nesting.
+    """Look closely at a body that is no plain one: refuse repeated keys.
 
     Returns:
         The number of unknown fields at the top.
@@ -243,16 +257,7 @@ def _inspect(value: bytes) -> int:
 
     # Decoded here: what skips over an unknown field has not looked whether it is UTF-8.
     body = json.loads(value.decode(), object_pairs_hook=unique, parse_int=str, parse_float=str)
-    _check_depth(body, MAX_DEPTH)
     return len(body.keys() - _FIELDS)
-
-
-def _check_depth(node: object, allowed: int) -> None:
-    if isinstance(node, dict | list):
-        if not allowed:
-            raise DecodeError("body-too-deep", f"the body is nested deeper than {MAX_DEPTH}")
-        for child in node.values() if isinstance(node, dict) else node:
-            _check_depth(child, allowed - 1)
 
 
 def _classified(value: bytes, exc: Exception) -> DecodeError:
@@ -261,8 +266,6 @@ def _classified(value: bytes, exc: Exception) -> DecodeError:
         value.decode("utf-8")
     except UnicodeDecodeError:
         return DecodeError("body-not-utf8", "the value is not UTF-8")
-    if isinstance(exc, RecursionError):
-        return DecodeError("body-too-deep", f"the body is nested deeper than {MAX_DEPTH}")
     if not isinstance(exc, msgspec.ValidationError):
         return DecodeError("body-not-json", "the value is not JSON")
     named = _NAMED_FIELD.search(str(exc))

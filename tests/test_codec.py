@@ -1,6 +1,7 @@
 """Bytes to events: exact numbers, hostile bodies, and every refusal under its own code."""
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_repeated_key_hides_only_behind_a_missing_field(
         (body(note='"?"').replace(b"?", b"\xff"), "body-not-utf8"),
         (body(note='"?"').replace(b"?", b"\xed\xa0\x80"), "body-not-utf8"),
         *((text, "body-not-object") for text in (b"[]", b"1", b"null", b'"x"', b"true", b"[{}]")),
-        (b"[" * 60_000, "body-not-object"),
+        (b"[" * 60_000, "body-too-deep"),
         (b'{"a":' * 10_000, "body-too-deep"),
         (body(note="[" * 10_000 + "]" * 10_000), "body-too-deep"),
         (body(note="[" * 600 + "]" * 600), "body-too-deep"),
@@ -308,13 +309,39 @@ def test_depth_is_bounded_on_both_sides(brackets: str) -> None:
     assert reason_of(body(note=nested(MAX_DEPTH))) == "body-too-deep"
 
 
-def test_deep_body_that_passes_for_plain_is_refused_at_every_depth() -> None:
-    """Wherever the parser's own limit lies, one side of it is refused and the other decoded."""
+DEEP = [
+    lambda note: body(note=note),
+    lambda note: body(trade_id=None, price="1.5", note=note, other="1"),  # plain by its count
+    lambda note: body(note=note)[:-1],
+    lambda note: body(note=note, price="true"),
+    lambda note: body(price=note),
+    lambda note: body(',"x":1,"x":2', note=note),
+    lambda note: body(note=note, schema_version="2"),
+    lambda note: note.encode(),
+]
+
+
+@pytest.mark.parametrize("write", DEEP, ids=range(len(DEEP)))
+def test_depth_is_judged_before_anything_else(write: Callable[[str], bytes]) -> None:
+    """How deep a parser gets depends on how deep its caller stands; what it is refused for not."""
     outcomes = {
-        outcome_of(body(trade_id=None, price="1.5", note="[" * n + "]" * n, other="1"))
-        for n in range(900, 1100)
+        outcome_of(write("[" * levels + "]" * levels))
+        for levels in (MAX_DEPTH + 1, 600, *range(900, 1000), 10_000)
     }
-    assert outcomes == {"decoded", "body-too-deep"}
+    assert outcomes == {"body-too-deep"}
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        *('"[[[[[[[[[[[[[[[["', '"\\"[[[[[[[[[[[[{{{{{{{"', '"\\\\","b":"[[[[[[[[[[[["'),
+        *("[[],[],[],[],[],[],[],[],[],[],[]]", '{"a":[{}],"b":[{}],"c":[{}],"d":[{}],"e":[{}]}'),
+        '"' + '\\"' * 30_000 + '"',
+    ],
+)
+def test_brackets_that_do_not_nest_are_no_depth(note: str) -> None:
+    """Brackets in text, and one after the other, are as good as any."""
+    assert outcome_of(body(note=note)) == "decoded"
 
 
 @given(st.binary(max_size=200))

@@ -115,6 +115,16 @@ async def test_what_was_not_sent_is_sent_again_in_order(client: type[FakeClient]
     assert client.stored == [b"a", b"b", b"c", b"d"]
 
 
+async def test_later_calls_do_not_overtake_what_is_sent_again(client: type[FakeClient]) -> None:
+    """While one call has to repeat, the others wait, so that a partition keeps its order."""
+    client.plan.extend([KafkaTimeoutError(), KafkaTimeoutError()])
+    publisher = KafkaPublisher(SETTINGS, client)
+    calls = [publisher.publish(records(*values)) for values in (("a", "b", "c"), ("d",), ("e",))]
+    for outcomes in await asyncio.gather(*calls):
+        assert {o.state for o in outcomes} == {SendState.OK}
+    assert client.stored == [b"a", b"b", b"c", b"d", b"e"]
+
+
 async def test_attempts_are_bounded(client: type[FakeClient]) -> None:
     """After the last attempt the outcome says that nothing was sent."""
     client.plan.extend([KafkaTimeoutError()] * 10)

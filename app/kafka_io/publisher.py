@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count, repeat
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -80,6 +80,15 @@ class _Batch:
         self.indexes: list[int] = []
 
 
+class _Sent(NamedTuple):
+    """A batch that a client has taken."""
+
+    producer: Any
+    batch: _Batch
+    future: asyncio.Future[Any]
+    deadline_s: float
+
+
 class KafkaPublisher:
     """An idempotent producer that is rebuilt when it dies.
 
@@ -150,15 +159,29 @@ class KafkaPublisher:
         repeated here: the record may be stored already.
         """
         outcomes = [_UNSENT] * len(records)
-        left: Sequence[int] = range(len(records))
+        # Submissions do not interleave: records keep their order over concurrent calls too.
+        async with self._order:
+            sent, is_complete = await self._submit_all(records, range(len(records)), outcomes)
+            if not is_complete:  # others wait until that is mended
+                await self._insist(records, sent, outcomes)
+                return outcomes
+        await self._settle_all(sent, outcomes)
+        return outcomes
+
+    async def _insist(
+        self, records: Sequence[OutgoingRecord], sent: list[_Sent], outcomes: list[SendOutcome]
+    ) -> None:
+        """Settle what was submitted, and submit again what was not, within bounds."""
+        left: list[int] = []
 
         async def attempt() -> bool:
-            nonlocal left
-            if await self._attempt(records, left, outcomes):
-                return False
-            left = [index for index in left if _may_send_again(outcomes[index])]
+            nonlocal left, sent
+            if left:
+                sent, _ = await self._submit_all(records, left, outcomes)
+            await self._settle_all(sent, outcomes)
+            left = [index for index, some in enumerate(outcomes) if _may_send_again(some)]
             # Nothing overtakes an unknown record: the caller repeats both, in order.
-            is_unknown = any(outcome.state is SendState.UNKNOWN for outcome in outcomes)
+            is_unknown = any(some.state is SendState.UNKNOWN for some in outcomes)
             return bool(left) and not is_unknown
 
         retrying = AsyncRetrying(
@@ -170,41 +193,43 @@ class KafkaPublisher:
             retry_error_callback=lambda _: None,  # what is left unsent says so in its outcome
         )
         await retrying(attempt)
-        return outcomes
 
-    async def _attempt(
+    async def _submit_all(
         self,
         records: Sequence[OutgoingRecord],
         indexes: Sequence[int],
         outcomes: list[SendOutcome],
-    ) -> bool:
-        """Send the records at some indexes once; tell whether all of them are stored."""
+    ) -> tuple[list[_Sent], bool]:
+        """Hand the records at some indexes to the client.
+
+        Returns:
+            The batches that it took, and whether none is left that could be handed over again.
+        """
         deadline_s = asyncio.get_running_loop().time() + self._settings.send_deadline_s
-        sent: list[tuple[_Batch, asyncio.Future[Any]]] = []
-        stored = 0
-        # Submissions do not interleave: records keep their order over concurrent calls too.
-        async with self._order:
-            try:
-                await self._ensure_producer()
-                producer = self._producer
-                counts = {topic: await self._count(topic) for topic in {r.topic for r in records}}
-            except TransportError as exc:
-                failed = _not_sent(exc, retryable=exc.retryable)
-                for index in indexes:
-                    outcomes[index] = failed
-                return False
-            for batch in self._batches(producer, records, indexes, outcomes, counts):
-                submitted = await self._submit(producer, batch, deadline_s)
-                if not isinstance(submitted, SendOutcome):
-                    sent.append((batch, submitted))
-                    continue
-                for index in batch.indexes:
-                    outcomes[index] = submitted
-                if _may_send_again(submitted):
-                    break  # nothing overtakes a record that will be sent again
-        for batch, future in sent:
-            stored += await self._settle(producer, batch, future, deadline_s, outcomes)
-        return stored == len(indexes)
+        try:
+            await self._ensure_producer()
+            counts = {topic: await self._count(topic) for topic in {r.topic for r in records}}
+        except TransportError as exc:
+            failed = _not_sent(exc, retryable=exc.retryable)
+            for index in indexes:
+                outcomes[index] = failed
+            return [], not exc.retryable
+        producer = self._producer
+        sent: list[_Sent] = []
+        for batch in self._batches(producer, records, indexes, outcomes, counts):
+            submitted = await self._submit(producer, batch, deadline_s)
+            if not isinstance(submitted, SendOutcome):
+                sent.append(_Sent(producer, batch, submitted, deadline_s))
+                continue
+            for index in batch.indexes:
+                outcomes[index] = submitted
+            if _may_send_again(submitted):
+                return sent, False  # nothing overtakes a record that will be sent again
+        return sent, True
+
+    async def _settle_all(self, sent: list[_Sent], outcomes: list[SendOutcome]) -> None:
+        for some in sent:
+            await self._settle(some, outcomes)
 
     def _batches(
         self,
@@ -269,45 +294,33 @@ class KafkaPublisher:
             return _not_sent(exc, retryable=not isinstance(exc, _PERMANENT))
         return future
 
-    async def _settle(
-        self,
-        producer: Any,
-        batch: "_Batch",
-        future: asyncio.Future[Any],
-        deadline_s: float,
-        outcomes: list[SendOutcome],
-    ) -> int:
-        """Wait for one batch, up to the deadline, and note the outcome of its records.
-
-        Returns:
-            How many of them are stored.
-        """
+    async def _settle(self, sent: _Sent, outcomes: list[SendOutcome]) -> None:
+        """Wait for one batch, up to the deadline, and note the outcome of its records."""
+        batch, future = sent.batch, sent.future
         if not future.done():
             # asyncio.wait leaves the future alone: to cancel it would not take the batch back.
-            timeout_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+            timeout_s = max(0.0, sent.deadline_s - asyncio.get_running_loop().time())
             await asyncio.wait([future], timeout=timeout_s)
         if not future.done():
-            self._is_dead = self._is_dead or producer is self._producer
+            self._is_dead = self._is_dead or sent.producer is self._producer
             future.add_done_callback(_retrieve)
             failed = _EXPIRED
         elif future.cancelled() or future.exception() is not None:
             exc = None if future.cancelled() else future.exception()
             if exc is not None and not isinstance(exc, KafkaError):
                 raise exc
-            self._note(producer, exc)
+            self._note(sent.producer, exc)
             retryable = not isinstance(exc, _PERMANENT)
             error = f"{type(exc).__name__}: {exc}"
             failed = SendOutcome(SendState.UNKNOWN, error=error, retryable=retryable)
         else:
-            base_offset = future.result().offset
-            offsets = count(base_offset)
+            offsets = count(future.result().offset)
             stored = map(SendOutcome, repeat(SendState.OK), repeat(batch.partition), offsets)
             for index, outcome in zip(batch.indexes, stored, strict=False):
                 outcomes[index] = outcome
-            return len(batch.indexes)
+            return
         for index in batch.indexes:
             outcomes[index] = failed
-        return 0
 
     def _note(self, producer: Any, exc: BaseException | None) -> None:
         if isinstance(exc, _DEAD_PRODUCER) and producer is self._producer:

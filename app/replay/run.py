@@ -86,8 +86,7 @@ async def replay(
         ReplayFileError: The rejects file cannot be written; what is in flight is settled first.
 
     Delivery:
-        In the order of the rows, each at most once by us. Where the publisher has to repeat a
-        send, the up to three chunks behind it may overtake. What is unknown is never sent again.
+        In the order of the rows, each at most once by us. What is unknown is never sent again.
     """
     clock = clock or Clock()
     started_s = clock.monotonic_s()

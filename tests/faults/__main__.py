@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import sys
@@ -20,10 +19,11 @@ import typer
 from app.utils import configure_logging
 from tests.faults.cluster import FaultCluster, tmpfs
 from tests.faults.report import table
-from tests.faults.run import Outcome, Run
+from tests.faults.run import Outcome, Run, is_cancelled
 from tests.faults.scenarios import SCENARIOS, Scenario
 
 _LABELS: Final = {"ok": "ok", "failed": "FAILED", "invalid": "INVALID", "skipped": "skipped"}
+_CANCELLED: Final = 130
 _talking = threading.Lock()
 
 
@@ -64,7 +64,8 @@ class Lane:
         with self._stack:
             for scenario in self._scenarios:
                 for seed in self._plan.seeds:
-                    yield self._one(scenario, seed)
+                    if not is_cancelled.is_set():
+                        yield self._one(scenario, seed)
 
     def _one(self, scenario: Scenario, seed: int) -> Outcome:
         folder = self._plan.folder / f"{scenario.name}-{seed}"
@@ -84,6 +85,8 @@ class Lane:
                 folder=folder,
             )
             outcome = scenario.play_in(run)
+            if outcome.status == "ok":
+                cluster.delete_topics(run.world.name)
         if outcome.status == "failed":
             self._forget_cluster()  # whatever it left behind hurts no other
         elif outcome.status in ("ok", "skipped"):
@@ -113,7 +116,7 @@ def _tell(outcome: Outcome, plan: Plan, done: int) -> None:
     say(f"{done}/{plan.total}  {label}  {outcome.name}, seed {outcome.seed}: {_figures(outcome)}")
     if outcome.status in ("ok", "skipped"):
         for problem in outcome.problems:
-            say(f"  {problem}")
+            say("  " + "\n  ".join(problem.splitlines()[:2]))
         return
     for line in (*outcome.schedule, *outcome.problems):
         say("  " + line.replace("\n", "\n  "))
@@ -177,7 +180,8 @@ def main(
             print(f"{scenario.family:8} {scenario.name:29} {scenario.summary}")
         return
     configure_logging("ERROR")  # what the harness's own clients see is no news
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: is_cancelled.set())
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     plan = Plan(
         scenarios=_chosen(what or [], is_soak=soak),
@@ -198,7 +202,7 @@ def main(
     say(f"{len(outcomes)} runs in {seconds:.0f} s; {', '.join(bad) or 'nothing'} failed")
     if not bad:
         shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(1 if bad else 0)
+    sys.exit(_CANCELLED if is_cancelled.is_set() else 1 if bad else 0)
 
 
 if __name__ == "__main__":

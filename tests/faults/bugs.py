@@ -5,6 +5,7 @@ classes of the product in the process of `worker`, before it starts.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -12,13 +13,12 @@ from msgspec.structs import replace
 
 from app.config import Settings
 from app.errors import UnreadableError
-from app.kafka_io import batch_consumer
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.pnl import Holding
 from app.ports import OutgoingRecord, RecordBatch, SendOutcome, SendState
+from app.services import TradeProcessor
 from app.stores.changelog import Changelog, Restored
-from app.takeover import Takeover
 
 _LATE_S: Final = 1.0
 _late: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
@@ -34,12 +34,6 @@ def _commits_first(poll: Any) -> Any:
         return batches
 
     return hasty
-
-
-def _auto_commit(group_options: Any) -> Any:
-    """Let the client commit whatever it has handed out."""
-    automatic = {"enable_auto_commit": True, "auto_commit_interval_ms": 50}
-    return lambda settings: group_options(settings) | automatic
 
 
 def _not_awaited(topic_of: Callable[[Settings], str]) -> Callable[[Any], Any]:
@@ -79,7 +73,8 @@ def _books_again(restore: Any) -> Any:
 
 
 def _swallows_unreadable(poll: Any) -> Any:
-    """Catch whatever a poll raises, and go on after it."""
+    """Catch whatever a poll raises, and go on after it, whatever is missing then."""
+    os.environ["ON_GAP"] = "continue"
 
     async def unmoved(self: KafkaSource, *, timeout_s: float) -> list[RecordBatch]:
         try:
@@ -113,28 +108,24 @@ def _last_record_wins(fold: Any) -> Any:
     return naive
 
 
-def _no_window(processor: Any) -> Any:
+def _no_window(init: Any) -> Any:
     """Recognise no trade that was sent twice."""
 
-    def blind(self: Takeover, *args: Any, **named: Any) -> Any:
-        made = processor(self, *args, **named)
-        made.window.recognises = lambda *_: False
-        made.window.runs = lambda offsets: iter([range(len(offsets))])
-        return made
+    def blind(self: TradeProcessor, *args: Any, **named: Any) -> None:
+        init(self, *args, **named | {"dedupe_window": 0})
 
     return blind
 
 
 BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "commits-first": (KafkaSource, "poll", _commits_first),
-    "auto-commit": (batch_consumer, "group_options", _auto_commit),
     "letters-not-awaited": (KafkaPublisher, "publish", _not_awaited(lambda s: s.dlq_topic)),
     "positions-not-awaited": (KafkaPublisher, "publish", _not_awaited(lambda s: s.positions_topic)),
     "books-again": (Changelog, "restore", _books_again),
     "swallows-unreadable": (KafkaSource, "poll", _swallows_unreadable),
     "float-money": (Holding, "fill", _float_money),
     "last-record-wins": (Changelog, "_fold", _last_record_wins),
-    "no-window": (Takeover, "_processor", _no_window),
+    "no-window": (TradeProcessor, "__init__", _no_window),
 }
 """Where each bug goes: the owner, the attribute, and what takes its place."""
 

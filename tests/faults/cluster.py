@@ -21,6 +21,7 @@ from tests.faults.proxy import NO_FAULT, Network
 from tests.faults.reading import QUIET
 
 _TIMEOUT_S: Final = 10.0
+_METADATA_TIMEOUT_S: Final = 3.0  # the next try may ask a broker that is not frozen
 _START_TIMEOUT_S: Final = 120.0  # recovery after a kill, with other brokers starting on two cores
 _DESCRIBE_QUORUM: Final = 55
 _PROPERTIES: Final = {
@@ -139,7 +140,7 @@ class FaultCluster:
 
     def leader(self, topic: str, partition: int) -> int:
         """Name the node that leads a partition; -1 where there is none."""
-        metadata = self.admin.list_topics(topic, timeout=_TIMEOUT_S)
+        metadata = self.admin.list_topics(topic, timeout=_METADATA_TIMEOUT_S)
         return int(metadata.topics[topic].partitions[partition].leader)
 
     def coordinator(self, group: str) -> int:
@@ -183,6 +184,16 @@ class FaultCluster:
             entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
             resource.add_incremental_config(entry)
         self.admin.incremental_alter_configs([resource])[resource].result(_TIMEOUT_S)
+
+    def delete_topics(self, prefix: str) -> None:
+        """Delete every topic of a run: with thousands of partitions brokers are slow."""
+        names = [
+            name
+            for name in self.admin.list_topics(timeout=_TIMEOUT_S).topics
+            if name.startswith(prefix)
+        ]
+        for deleted in self.admin.delete_topics(names).values():
+            deleted.result(_TIMEOUT_S)
 
     def remake_topic(self, topic: str, partitions: int) -> None:
         """Delete a topic and make it anew, empty."""

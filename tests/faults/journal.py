@@ -176,6 +176,12 @@ def stalls(attempts: Iterable[Attempt]) -> Stalls:
 
 
 def first_ack_after(attempts: Iterable[Attempt], moment_ns: int) -> float:
-    """Give the seconds from a moment to the first acknowledgement after it; infinite for none."""
-    known = [a.known_ns for a in attempts if a.state is State.OK and a.known_ns > moment_ns]
+    """Give the seconds from a moment to the first acknowledgement after it.
+
+    Infinite where none came although some were due, and 0 where none was due any more.
+    """
+    left = [attempt for attempt in attempts if not attempt.known_ns or attempt.known_ns > moment_ns]
+    known = [attempt.known_ns for attempt in left if attempt.state is State.OK]
+    if not left:
+        return 0.0
     return (min(known) - moment_ns) / 1e9 if known else float("inf")

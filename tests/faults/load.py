@@ -28,7 +28,6 @@ from tests.faults.journal import JournalWriter, digest
 from tests.faults.reading import QUIET
 
 _CONNECT_TIMEOUT_S: Final = 60.0
-_REPEAT_FOR_S: Final = 180.0
 _FLUSH_S: Final = 60.0
 _TRADE_ID: Final = re.compile(rb'"trade_id":"([^"]*)"')
 POISON: Final[tuple[Callable[[bytes], bytes | None], ...]] = (
@@ -113,21 +112,13 @@ def _decimal(draw: random.Random, most: int) -> str:
 
 
 class JournalingPublisher:
-    """Journals every attempt of the publisher behind it, and can repeat what is unknown.
+    """Journals every attempt of the publisher behind it."""
 
-    Args:
-        publisher: Sends the records.
-        journal: Takes the attempts.
-        repeats: Whether what came back unknown is sent again, as its sender would.
-    """
-
-    def __init__(self, publisher: Publisher, journal: JournalWriter, *, repeats: bool) -> None:
+    def __init__(self, publisher: Publisher, journal: JournalWriter) -> None:
         self._publisher = publisher
         self._journal = journal
-        self._repeats = repeats
         self._sequences: Counter[str] = Counter()
         self._numbered: dict[tuple[str, str], int] = {}
-        self.repeated = 0
 
     async def partition_count(self, topic: str) -> int:
         """Give the number of partitions of a topic."""
@@ -135,19 +126,6 @@ class JournalingPublisher:
 
     async def publish(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
         """Publish as the publisher behind it does."""
-        outcomes = await self._attempt(records)
-        deadline_s = time.monotonic() + _REPEAT_FOR_S
-        while self._repeats and time.monotonic() < deadline_s:
-            unknown = [i for i, outcome in enumerate(outcomes) if _may_repeat(outcome)]
-            if not unknown:
-                break
-            self.repeated += len(unknown)
-            again = await self._attempt([records[index] for index in unknown])
-            for index, outcome in zip(unknown, again, strict=True):
-                outcomes[index] = outcome
-        return outcomes
-
-    async def _attempt(self, records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
         entries = [self._entry(record) for record in records]
         numbers = self._journal.sending(entries, time.monotonic_ns())
         outcomes = await self._publisher.publish(records)
@@ -170,10 +148,6 @@ class JournalingPublisher:
             self._sequences[key] += 1
             self._numbered[identity] = self._sequences[key]
         return key, self._numbered[identity], trade_id, sha
-
-
-def _may_repeat(outcome: SendOutcome) -> bool:
-    return outcome.state is SendState.UNKNOWN and outcome.retryable
 
 
 class StrangersPublisher:
@@ -219,7 +193,6 @@ def main(
     poison: float = 0.02,
     foreign: float = 0.0,
     twice_after: int = 0,
-    repeats: Annotated[bool, typer.Option(help="Send again what is unknown.")] = True,
     stranger: Annotated[bool, typer.Option("--stranger", help="Use librdkafka.")] = False,
 ) -> None:
     """Publish trades until the count is reached or a signal comes."""
@@ -248,13 +221,10 @@ def main(
     async def produce(
         publisher: Publisher, journal: JournalWriter, stop: asyncio.Event
     ) -> dict[str, Any]:
-        journaling = JournalingPublisher(publisher, journal, repeats=repeats)
+        journaling = JournalingPublisher(publisher, journal)
         producer = TradeProducer(journaling, topic=settings.kafka_topic, simulator=trades)  # type: ignore[arg-type]  # fits as far as it is used
         summary = await producer.run(stop, count=count, rate=rate or None)
-        return summary.to_json() | {
-            "repeated": journaling.repeated,
-            "producers": made,
-        }
+        return summary.to_json() | {"producers": made}
 
     grace_s = settings.shutdown_graceful_timeout_s
     typer.echo(json.dumps(asyncio.run(run_with_stop(publish, grace_s=grace_s))))

@@ -36,14 +36,14 @@ def table(outcomes: Iterable[Outcome], scenarios: Mapping[str, Scenario]) -> str
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    return f"{value:,.1f}".removesuffix(".0")
 
 
 def _bites(outcomes: Iterable[Outcome]) -> str:
-    """Say what was seen of the fault, summed over the runs."""
+    """Say what was seen of the fault, or of a planted bug, summed over the runs."""
     seen: dict[str, float] = defaultdict(float)
     for outcome in outcomes:
         for name, value in outcome.figures.items():
-            if name.startswith("bite: "):
-                seen[name.removeprefix("bite: ")] += value
+            if name.startswith(("bite: ", "bug: ")):
+                seen[name.partition(": ")[2]] += value
     return "; ".join(f"{_number(value)} {what}" for what, value in seen.items())

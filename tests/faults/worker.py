@@ -1,8 +1,8 @@
 """The real consumer, with a point of its work at which it dies or freezes, or a planted bug.
 
 Run as `python -m tests.faults.worker [--at POINT] [--nth N] [--signal KILL|STOP] [--bug NAME]` with
-the options of `app/consumer.py`. It wraps the client classes of `app.kafka_io`: the product itself has no test
-switches.
+the options of `app/consumer.py`. It wraps the client classes of `app.kafka_io`: the product itself
+has no test switches.
 """
 
 import argparse

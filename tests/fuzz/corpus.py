@@ -274,8 +274,9 @@ def _shapes() -> Iterator[Hostile]:
     yield Hostile("nothing", b"", "body-empty")
     for value in (b" ", b"\x00", b"{", b"}", b"{}}", b'{"', b"\xe2\x80\xa8"):
         yield Hostile(f"{value!r}", value, "body-not-json")
-    for value in (b"[]", b"null", b"true", b'"x"', b"1", b"1e400", b"[{}]", b"[" * 60_000):
-        yield Hostile(f"{value[:20]!r}", value, "body-not-object")
+    for value in (b"[]", b"null", b"true", b'"x"', b"1", b"1e400", b"[{}]"):
+        yield Hostile(f"{value!r}", value, "body-not-object")
+    yield Hostile("60,000 brackets", b"[" * 60_000, "body-too-deep")
     yield Hostile("100,000 brackets", b"[" * 100_000, "body-too-large")
     yield Hostile("empty object", b"{}", "trade-id-missing")
     for what, value in {
@@ -336,9 +337,12 @@ def _depths() -> Iterator[Hostile]:
     for levels in (600, 995, 1000, 1024, 10_000, 30_000):
         yield Hostile(f"{levels} deep", body(note=nested(levels)), "body-too-deep")
     yield Hostile("10,000 objects", b'{"a":' * 10_000, "body-too-deep")
-    deep = nested(10_000)
-    yield Hostile("deep fees", body(fees=deep), "fees-wrong-type")
-    yield Hostile("deep price", body(price=deep), "price-wrong-type")
+    for field in ("fees", "price", "trade_id"):
+        yield Hostile(f"deep {field}", body(**{field: nested(10_000)}), "body-too-deep")
+    for levels in (MAX_DEPTH + 1, 950, 970, 10_000):  # where the parser's own limit lies varies
+        yield Hostile(f"{levels} deep and cut", body(note=nested(levels))[:-1], "body-too-deep")
+    yield Hostile("deep in text", body(note=quoted(nested(10_000))))
+    yield Hostile("many that do not nest", body(note="[" + "[]," * 20_000 + "{}]"))
 
 
 def _sizes() -> Iterator[Hostile]:

@@ -12,16 +12,17 @@ import atheris
 with atheris.instrument_imports(include=["app"]):
     import app.services  # noqa: F401 - imported here, so that it is instrumented
 
-from tests.fuzz.campaign import Campaign
+from tests.fuzz.campaign import KEPT_IN, Campaign
 from tests.fuzz.mutator import SEEDS, mutate
 
 _MAX_BYTES: Final = 4096  # some ten trades; it would else spend its time on the longest lists
-_HANG_S: Final = 30
+_HANG_S: Final = 600  # by the clock on the wall, and the machine may stand still for a while
 
 
 def guided(runs: int, *, seconds: float, seed: int) -> Never:
     """Let libFuzzer choose the inputs; it has no way back, so the process ends with the report."""
     campaign = Campaign("atheris, led by coverage", runs=runs, seconds=seconds, seed=seed)
+    KEPT_IN.mkdir(parents=True, exist_ok=True)
     found = Path(tempfile.mkdtemp(prefix="trade-stream-fuzz-"))
     small = [data for data in SEEDS if len(data) <= _MAX_BYTES]
     for number, data in enumerate(small):
@@ -42,10 +43,11 @@ def guided(runs: int, *, seconds: float, seed: int) -> Never:
         changed: bytes = atheris.Mutate(data, max_size)
         return changed
 
-    for data in set(SEEDS).difference(small):
-        campaign.run(data)
+    for data in SEEDS:
+        if len(data) > _MAX_BYTES:
+            run(data)
     options = [f"-max_len={_MAX_BYTES}", f"-seed={seed}", f"-timeout={_HANG_S}"]
-    options += ["-len_control=0", "-verbosity=0", f"-artifact_prefix={found}/", str(found)]
+    options += ["-len_control=0", "-verbosity=0", f"-artifact_prefix={KEPT_IN}/", str(found)]
     atheris.Setup([sys.argv[0], *options], run, custom_mutator=change)
     atheris.Fuzz()
     raise AssertionError("libFuzzer came back")

@@ -128,7 +128,7 @@ def check(values: Sequence[Value]) -> tuple[int, Outcome]:
         assert f"`{suspect}`" in documented()[2], f"no documented suspect: {suspect}"
     for reason, message in whole.refusals.values():
         assert is_documented(reason), f"no documented reason: {reason}"
-        assert _shape(reason, message) in _said(), f"no known message: {reason}: {message}"
+        assert _shape(reason, message) in said(), f"no known message: {reason}: {message}"
     return cpu_ns, whole
 
 
@@ -177,17 +177,19 @@ def _shape(reason: str, message: str) -> tuple[str, str]:
 
 
 @cache
-def _said() -> frozenset[tuple[str, str]]:
+def said() -> frozenset[tuple[str, str]]:
     """Give what is said of the corpus: whatever is said of other values must be the same.
 
     So no message depends on what is in a value, and the corpus has an example of each.
     """
     need_a_position = [
-        Value(body(symbol='"XYZ"'), b"t/0/0"),
-        Value(body(symbol='"E"', currency='"EUR"')),
-        Value(body(symbol='"E"', trade_id='"H2"')),
-        Value(body(symbol='"M"', contract_multiplier="2", trade_id='"H3"')),
-        Value(body(symbol='"M"', trade_id='"H4"')),
+        Value(body(trade_id='"P1"', symbol='"XYZ"'), b"t/0/0"),
+        Value(body(trade_id='"P2"', symbol='"E"', currency='"EUR"')),
+        Value(body(trade_id='"P3"', symbol='"E"')),
+        Value(body(trade_id='"P4"', symbol='"M"', contract_multiplier="2")),
+        Value(body(trade_id='"P5"', symbol='"M"')),
+        Value(body(trade_id='"P5"', symbol='"N"')),
+        Value(body(trade_id='"P5"', symbol='"O"')),
     ]
     values = [*(Value(hostile.value) for hostile in CORPUS), *need_a_position]
     records = [value.at(offset) for offset, value in enumerate(values)]

@@ -104,7 +104,7 @@ def test_planted_bug_is_found_and_its_input_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A check that cannot fail proves nothing; what it says can be run again."""
-    one_fate._said()
+    one_fate.said()
     monkeypatch.setattr(one_fate, "TradeProcessor", planted(bug))
     campaign = Campaign("test", runs=500, seed=7, kept_in=tmp_path)
     random_changes(campaign)

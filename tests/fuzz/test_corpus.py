@@ -6,7 +6,7 @@ from app.money import format_scaled
 from app.ports import RecordBatch
 from app.services import TradeProcessor
 from tests.fuzz.corpus import CORPUS, Hostile, body
-from tests.fuzz.one_fate import Value, check, documented, is_documented
+from tests.fuzz.one_fate import Value, check, documented, is_documented, said
 
 each_one = pytest.mark.parametrize("hostile", [pytest.param(one, id=one.name) for one in CORPUS])
 
@@ -65,6 +65,8 @@ def test_corpus_has_an_example_of_every_documented_code() -> None:
     assert {code for code in of_any_field if any(r.endswith(code) for r in reasons)} == of_any_field
     assert all(map(is_documented, reasons))
     assert not is_documented("price-strange")
+    with_a_position = {"version-conflict", "key-mismatch", "_-differs-from-position"}
+    assert with_a_position <= {reason for reason, _ in said()}
 
 
 def test_names_of_the_corpus_tell_its_entries_apart() -> None:

@@ -15,8 +15,8 @@ def kill_at_points(run: Run) -> None:
     """Kill a consumer by SIGKILL at named points of its work, one after the other."""
     points = list(POINTS) * run.pick(1, 5)
     run.draw.shuffle(points)
-    points = points[: run.pick(4, len(points))]
-    run.load(count=run.pick(8_000, 60_000), rate=run.pick(300, 200), foreign=0.1)
+    points = points[: run.pick(3, len(points))]
+    run.load(count=run.pick(6_000, 60_000), rate=run.pick(300, 200), foreign=0.1)
     for point in points:
         nth = 1 if point.startswith("in-") else run.draw.randint(2, 12)
         dying = run.worker("--at", point, "--nth", str(nth))
@@ -78,7 +78,7 @@ def kill_producer(run: Run) -> None:
 @scenario(is_calm=True)
 def zombie(run: Run) -> None:
     """Freeze an owner with a write on its way beyond its session; it wakes; then compact."""
-    run.load(count=run.pick(9_000, 40_000), rate=300, keys=12)
+    run.load(count=run.pick(6_000, 40_000), rate=300, keys=12)
     for _ in range(run.pick(1, 5)):
         nth = _FIRST_WRITES + run.draw.randrange(40)
         sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
@@ -149,7 +149,7 @@ def storm(run: Run) -> None:
     run.load(count=run.pick(6_000, 60_000), rate=run.pick(300, 330), foreign=0.1)
     run.worker()
     first = run.workers[0]
-    for _ in range(run.pick(5, 60)):
+    for _ in range(run.pick(4, 60)):
         guest = run.worker()
         run.pause(3)
         run.measure("exit_s", guest.stop(), most=20.0)

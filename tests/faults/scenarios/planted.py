@@ -6,7 +6,6 @@ from tests.faults.scenarios.registry import plant
 _ = (data, kills, wires)  # have entered the scenarios that follow
 
 plant("commits-first", "kill-at-random", "lost", "ahead")
-plant("auto-commit", "kill-at-random", "lost", "ahead")
 plant("letters-not-awaited", "kill-at-random", "lost", "ahead")
 plant("positions-not-awaited", "kill-at-random", "lost", "ahead")
 plant("books-again", "kill-at-random", "doubled")

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 from statistics import linear_regression
 
+from tests.faults.processes import Usage
 from tests.faults.proxy import OFFSET_COMMIT, PRODUCE, Fault
-from tests.faults.run import Run, Usage
+from tests.faults.run import Run
 from tests.faults.scenarios.registry import scenario
 
 RATE = 400
