@@ -21,7 +21,6 @@ from tests.faults.proxy import NO_FAULT, Network
 from tests.faults.reading import QUIET
 
 _TIMEOUT_S: Final = 10.0
-_METADATA_TIMEOUT_S: Final = 3.0  # the next try may ask a broker that is not frozen
 _START_TIMEOUT_S: Final = 120.0  # recovery after a kill, with other brokers starting on two cores
 _DESCRIBE_QUORUM: Final = 55
 _PROPERTIES: Final = {
@@ -138,9 +137,15 @@ class FaultCluster:
 
     # -- who does what
 
+    @property
+    def _live_address(self) -> str:
+        return self.direct.split(",")[min(self.running.keys() - self._frozen) - 1]
+
     def leader(self, topic: str, partition: int) -> int:
         """Name the node that leads a partition; -1 where there is none."""
-        metadata = self.admin.list_topics(topic, timeout=_METADATA_TIMEOUT_S)
+        # A client that has been up for longer may go on asking one that is frozen.
+        asking = AdminClient({"bootstrap.servers": self._live_address, **QUIET})
+        metadata = asking.list_topics(topic, timeout=_TIMEOUT_S)
         return int(metadata.topics[topic].partitions[partition].leader)
 
     def coordinator(self, group: str) -> int:
@@ -157,7 +162,7 @@ class FaultCluster:
         topic = b"__cluster_metadata"
         head = struct.pack(">hhih", _DESCRIBE_QUORUM, 0, 1, -1) + b"\0"
         body = b"\2" + bytes([len(topic) + 1]) + topic + b"\2" + struct.pack(">i", 0) + b"\0\0\0"
-        host, port = self.direct.split(",")[min(self.running) - 1].split(":")
+        host, port = self._live_address.split(":")
         with socket.create_connection((host, int(port)), timeout=_TIMEOUT_S) as connection:
             connection.sendall(struct.pack(">i", len(head + body)) + head + body)
             answer = connection.makefile("rb")
