@@ -25,7 +25,7 @@ import structlog
 import typer
 
 from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
-from app.config import OnGap, Settings, data_home
+from app.config import OnGap, Settings
 from app.dead_letters import dead_letter
 from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
 from app.headers import Origin
@@ -41,9 +41,8 @@ from app.ports import (
     Publisher,
     RecordBatch,
     RecordSource,
-    SendState,
 )
-from app.quarantine import UnreadableBatch
+from app.quarantine import Quarantine, UnreadableBatch
 from app.reporting import consumer_counts
 from app.services import BatchResult
 from app.starting_point import starting_point
@@ -127,6 +126,7 @@ class TradeConsumer:
             now_ns=now_ns,
             monotonic=monotonic,
         )
+        self._quarantine = Quarantine(settings, publisher, now_ns=now_ns)
         self._is_paused = False
         self._progress_s = monotonic()
         self._processed = 0
@@ -519,29 +519,12 @@ class TradeConsumer:
                 partition.unreadable_tries = 0
                 partition.next_offset = batch.next_offset or partition.effects_from
                 return
-            where = await self._quarantine(partition, batch, str(exc))
+            path = await self._quarantine.put(batch, partition.number, str(exc))
+            self.stats.quarantined_batches += 1
+            where = f"its bytes are in {path}; `trade-stream quarantine skip` goes on after it"
         except (TransportError, OSError) as failure:
             where = f"its bytes could not be kept: {failure}"
         self._stop_partition(partition.number, f"{exc}; {where}")
-
-    async def _quarantine(self, partition: OpenPartition, batch: UnreadableBatch, why: str) -> str:
-        settings, number = self._settings, partition.number
-        directory = settings.quarantine_dir or data_home() / "quarantine"
-        path = batch.keep(directory, topic=settings.kafka_topic, partition=number)
-        pointer = batch.pointer(
-            path,
-            why,
-            topic=settings.dlq_topic,
-            source_topic=settings.kafka_topic,
-            partition=number,
-            group=settings.kafka_group_id,
-            failed_at_ns=self._now_ns(),
-        )
-        (outcome,) = await self._publisher.publish([pointer])
-        if outcome.state is not SendState.OK:
-            raise TransportError(f"{settings.dlq_topic} does not say where: {outcome.error}")
-        self.stats.quarantined_batches += 1
-        return f"its bytes are in {path}; `trade-stream quarantine skip` goes on after it"
 
     def _stop_partition(self, number: int, why: str) -> None:
         log.error("partition_stopped", partition=number, why=why)

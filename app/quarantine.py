@@ -3,11 +3,14 @@
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.config import Settings, data_home
 from app.dead_letters import pointer
+from app.errors import TransportError
 from app.headers import (
     QUARANTINE_FILE,
     QUARANTINE_NEXT_OFFSET,
@@ -15,7 +18,7 @@ from app.headers import (
     QUARANTINE_SIZE,
 )
 from app.models import Refusal
-from app.ports import OutgoingRecord
+from app.ports import OutgoingRecord, Publisher, SendState
 
 _HEADER: Final = struct.Struct(">qiibIhi")
 """Base offset, length, leader epoch, magic, CRC, attributes, last offset delta.
@@ -50,58 +53,72 @@ class UnreadableBatch:
                 return cls(offset, base + delta + 1, fetched[:end])
         return cls(offset, None, fetched)
 
-    def keep(self, directory: Path, *, topic: str, partition: int) -> Path:
-        """Store the bytes; the same batch again replaces its file by an equal one.
+
+class Quarantine:
+    """Puts unreadable batches aside.
+
+    Args:
+        settings: Where to, and whose they are.
+        publisher: Says in the dead letters where they are.
+        now_ns: Wall clock.
+    """
+
+    def __init__(
+        self, settings: Settings, publisher: Publisher, *, now_ns: Callable[[], int]
+    ) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._now_ns = now_ns
+
+    async def put(self, batch: UnreadableBatch, partition: int, why: str) -> Path:
+        """Store a batch, and wait until a dead letter that says where is acknowledged.
+
+        The same batch again replaces its file by an equal one; its dead letter stands twice then.
+
+        Args:
+            batch: Of the topic of the trades.
+            partition: Its partition; the dead letter gets the same number.
+            why: What is wrong with it.
 
         Raises:
             OSError: It cannot be stored.
+            TransportError: The dead letter was not acknowledged.
         """
+        path = self._keep(batch, partition)
+        (outcome,) = await self._publisher.publish([self._pointer(batch, partition, path, why)])
+        if outcome.state is not SendState.OK:
+            raise TransportError(f"{self._settings.dlq_topic} does not say where: {outcome.error}")
+        return path
+
+    def _keep(self, batch: UnreadableBatch, partition: int) -> Path:
+        directory = (self._settings.quarantine_dir or data_home() / "quarantine").absolute()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = directory.absolute() / f"{topic}-{partition}-{self.offset}.batch"
+        path = directory / f"{self._settings.kafka_topic}-{partition}-{batch.offset}.batch"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            file.write(self.data)
+            file.write(batch.data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
         return path
 
-    def pointer(
-        self,
-        path: Path,
-        message: str,
-        *,
-        topic: str,
-        source_topic: str,
-        partition: int,
-        group: str,
-        failed_at_ns: int,
+    def _pointer(
+        self, batch: UnreadableBatch, partition: int, path: Path, why: str
     ) -> OutgoingRecord:
-        """Build the dead letter that says where the bytes are.
-
-        Args:
-            path: The file on this machine.
-            message: What is wrong.
-            topic: Topic of the dead letters.
-            source_topic: Topic where the batch stands.
-            partition: Its partition; the dead letter gets the same number.
-            group: Consumer group that cannot read it.
-            failed_at_ns: Now, UTC nanoseconds.
-        """
-        more = {
+        where = {
             QUARANTINE_FILE: f"{os.uname().nodename}:{path}",
-            QUARANTINE_SIZE: str(len(self.data)),
-            QUARANTINE_SHA256: hashlib.sha256(self.data).hexdigest(),
+            QUARANTINE_SIZE: str(len(batch.data)),
+            QUARANTINE_SHA256: hashlib.sha256(batch.data).hexdigest(),
         }
-        if self.next_offset is not None:
-            more[QUARANTINE_NEXT_OFFSET] = str(self.next_offset)
+        if batch.next_offset is not None:
+            where[QUARANTINE_NEXT_OFFSET] = str(batch.next_offset)
         return pointer(
-            self.offset,
-            Refusal(0, "batch-unreadable", message, "decode", "UnreadableError"),
-            more,
-            topic=topic,
-            source_topic=source_topic,
+            batch.offset,
+            Refusal(0, "batch-unreadable", why, "decode", "UnreadableError"),
+            where,
+            topic=self._settings.dlq_topic,
+            source_topic=self._settings.kafka_topic,
             source_partition=partition,
-            group=group,
-            failed_at_ns=failed_at_ns,
+            group=self._settings.kafka_group_id,
+            failed_at_ns=self._now_ns(),
         )
