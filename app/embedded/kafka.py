@@ -346,6 +346,7 @@ class EmbeddedKafka:
                     return probe.result()
         finally:
             probe.cancel()
+            await asyncio.wait({probe})  # it closes its connections
 
     def _log_tail(self, node: int) -> str:
         path = self._dir.log(node)

@@ -1,6 +1,7 @@
 """A run of many fuzz inputs: what they came to and cost, and which of them broke something."""
 
 import hashlib
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,10 +13,15 @@ from tests.fuzz.one_fate import check, values_of
 
 CPU_LIMIT_US: Final = 50_000
 KEPT_IN: Final = Path("build/fuzz")
+_HANG_CPU_S: Final = 10.0
 _MAX_FAILURES: Final = 10
 _PROGRESS_EVERY_S: Final = 10.0
 _POOL_SIZE: Final = 4096
 _TRIES: Final = 3
+
+
+def _hangs(*_: object) -> None:
+    raise TimeoutError(f"more than {_HANG_CPU_S:.0f} s of CPU")
 
 
 class Campaign:
@@ -45,6 +51,7 @@ class Campaign:
         self._worst_us, self._worst = 0, b""
         self.done = 0
         self.failures: list[Path] = []
+        signal.signal(signal.SIGVTALRM, _hangs)  # of CPU time: the machine may stand still
         print(f"seed {seed}, at most {runs:,} inputs, {engine}", flush=True)
 
     @property
@@ -60,6 +67,7 @@ class Campaign:
         """Check one input."""
         values = values_of(data)
         self.done += 1
+        signal.setitimer(signal.ITIMER_VIRTUAL, _HANG_CPU_S)
         try:
             cpu_ns, outcome = check(values)
             if cpu_ns > 1000 * min(self._worst_us, CPU_LIMIT_US):  # again: was it the machine?
@@ -67,6 +75,8 @@ class Campaign:
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is what we are looking for
             self._keep(data, f"{type(exc).__name__}: {exc}")
             return
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         cpu_us = round(cpu_ns / 1000)
         self._cpu_us[cpu_us] += 1
         if cpu_us > self._worst_us:

@@ -124,6 +124,23 @@ def test_slow_input_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(campaign.failures) == 3
 
 
+def test_hanging_input_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not end is ended by its CPU time, kept, and the next one is tried."""
+
+    def hang(_: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(campaigns, "check", hang)
+    monkeypatch.setattr(campaigns, "_HANG_CPU_S", 0.05)
+    campaign = Campaign("test", runs=2, kept_in=tmp_path)
+    random_changes(campaign)
+    assert len(campaign.failures) == 2
+    assert "s of CPU" in capsys.readouterr().out
+
+
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command."""
     return subprocess.run(

@@ -16,7 +16,7 @@ def kill_at_points(run: Run) -> None:
     points = list(POINTS) * run.pick(1, 5)
     run.draw.shuffle(points)
     points = points[: run.pick(3, len(points))]
-    run.load(count=run.pick(6_000, 60_000), rate=run.pick(300, 200), foreign=0.1)
+    load = run.load(count=200_000, rate=run.pick(300, 200), foreign=0.1)
     for point in points:
         nth = 1 if point.startswith("in-") else run.draw.randint(2, 12)
         dying = run.worker("--at", point, "--nth", str(nth))
@@ -28,6 +28,8 @@ def kill_at_points(run: Run) -> None:
         run.bite("deaths", dying.code == -9)
         for other in run.running:
             other.kill()
+    load.stop()
+    run.require(f"the producer stops cleanly: {load.tail()}", holds=load.code == 0)
 
 
 @scenario(is_calm=True)
