@@ -14,6 +14,7 @@ APP: Final = "trade-stream"
 MAX_ORIGINAL_HEADERS: Final = 32
 MAX_ORIGINAL_HEADER_BYTES: Final = 8 * 1024
 HEADERS_CUT: Final = "x-dlq-headers-cut"
+_MAX_TIME_BYTES: Final = 64
 MAX_ORIGINAL_VALUE_BYTES: Final = 1_048_588
 """The broker's default bound of a batch: only what was compressed can be larger, such as a bomb."""
 VALUE_CUT: Final = "x-dlq-value-cut"
@@ -159,7 +160,7 @@ def _description(
 
 def _first_failed_at(record: Record, failed_at: str) -> str:
     for name, value in record.headers:
-        if name == h.DLQ_FIRST_FAILED_AT and value is not None:
+        if name == h.DLQ_FIRST_FAILED_AT and value is not None and len(value) <= _MAX_TIME_BYTES:
             return value.decode("utf-8", "replace")
     return failed_at
 

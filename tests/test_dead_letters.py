@@ -149,3 +149,11 @@ def test_version_of_a_checkout_is_named_as_such(monkeypatch: pytest.MonkeyPatch)
     """Without an installed package the version says that it is a checkout."""
     monkeypatch.setattr("app.dead_letters.APP", "not-installed-anywhere")
     assert _installed_version() == "0+checkout"
+
+
+def test_time_of_a_first_failure_is_taken_over_only_if_it_can_be_one() -> None:
+    """A header of any length under that name must not make the dead letter too large to send."""
+    earlier = letter(StoredRecord(headers=((h.DLQ_FIRST_FAILED_AT, b"2026-01-01T00:00:00Z"),)))
+    assert named(earlier)[h.DLQ_FIRST_FAILED_AT] == b"2026-01-01T00:00:00Z"
+    hostile = letter(StoredRecord(headers=((h.DLQ_FIRST_FAILED_AT, b"\xff" * 700_000),)))
+    assert named(hostile)[h.DLQ_FIRST_FAILED_AT] == b"2026-01-02T03:04:05.123Z"
