@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
@@ -141,16 +141,19 @@ class FaultCluster:
     def _live_address(self) -> str:
         return self.direct.split(",")[min(self.running.keys() - self._frozen) - 1]
 
+    def _fresh_client(self) -> AdminClient:
+        """Make a client that asks one that lives; an older one may go on asking another."""
+        return AdminClient({"bootstrap.servers": self._live_address, **QUIET})
+
     def leader(self, topic: str, partition: int) -> int:
         """Name the node that leads a partition; -1 where there is none."""
-        # A client that has been up for longer may go on asking one that is frozen.
-        asking = AdminClient({"bootstrap.servers": self._live_address, **QUIET})
-        metadata = asking.list_topics(topic, timeout=_TIMEOUT_S)
+        metadata = self._fresh_client().list_topics(topic, timeout=_TIMEOUT_S)
         return int(metadata.topics[topic].partitions[partition].leader)
 
     def coordinator(self, group: str) -> int:
         """Name the node that coordinates a consumer group."""
-        described = self.admin.describe_consumer_groups([group])[group].result(_TIMEOUT_S)
+        client = self._fresh_client()  # what it is asked for ends with it
+        described = client.describe_consumer_groups([group])[group].result(_TIMEOUT_S)
         return int(described.coordinator.id)
 
     def controller(self) -> int:
@@ -176,11 +179,6 @@ class FaultCluster:
     def admin(self) -> AdminClient:
         """An independent admin client; what it is asked for ends with it."""
         return AdminClient({"bootstrap.servers": self.direct, **QUIET})
-
-    def members(self, group: str) -> list[Any]:
-        """Give the members of a consumer group as its coordinator knows them."""
-        described = self.admin.describe_consumer_groups([group])[group].result(_TIMEOUT_S)
-        return list(described.members)
 
     def alter_topic(self, topic: str, **config: str) -> None:
         """Set configuration entries of a topic."""

@@ -10,10 +10,12 @@ unknown. Fields are parted by tabs:
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -160,19 +162,25 @@ class Stalls:
 
 def stalls(attempts: Iterable[Attempt]) -> Stalls:
     """Measure the waits of all runs in a journal."""
-    longest_ns = slowest_ns = 0
     runs: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
-        if attempt.state is State.OK:
-            runs[attempt.run].append(attempt)
-    for acked in runs.values():
-        slowest_ns = max(slowest_ns, *(a.known_ns - a.sent_ns for a in acked))
-        acked.sort(key=lambda attempt: attempt.known_ns)
-        last_ns = acked[0].sent_ns
-        for attempt in acked:
-            longest_ns = max(longest_ns, attempt.known_ns - max(last_ns, attempt.sent_ns))
-            last_ns = attempt.known_ns
+        runs[attempt.run].append(attempt)
+    longest_ns = max(map(_longest_stall_ns, runs.values()), default=0)
+    acked = (a for of_run in runs.values() for a in of_run if a.state is State.OK)
+    slowest_ns = max((a.known_ns - a.sent_ns for a in acked), default=0)
     return Stalls(longest_ns / 1e9, slowest_ns / 1e9)
+
+
+def _longest_stall_ns(attempts: Sequence[Attempt]) -> int:
+    sent = sorted(attempt.sent_ns for attempt in attempts)
+    known = sorted(attempt.known_ns for attempt in attempts if attempt.known_ns)
+    acked = sorted({attempt.known_ns for attempt in attempts if attempt.state is State.OK})
+    longest = 0
+    for last, ack in pairwise([sent[0], *acked]):
+        sent_by_then = bisect_right(sent, last)
+        is_due = sent_by_then > bisect_right(known, last)  # whatever is to become of it
+        longest = max(longest, ack - (last if is_due else sent[sent_by_then]))
+    return longest
 
 
 def first_ack_after(attempts: Iterable[Attempt], moment_ns: int) -> float:

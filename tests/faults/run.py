@@ -202,7 +202,7 @@ class Run:
 
         def holds() -> bool:
             self.watch()
-            with suppress(KafkaException):
+            with suppress(KafkaException, TimeoutError):  # a broker is down on purpose
                 return condition()
             return False
 

@@ -92,6 +92,7 @@ def zombie(run: Run) -> None:
         sleeper.thaw()
         run.await_progress(500)
         heir.stop()
+        sleeper.stop()  # the next owner has to have every partition
     run.drain()
     run.stop_workers()
     verdict = run.check()
