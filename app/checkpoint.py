@@ -9,7 +9,7 @@ follow from a position: once a later state is stored, they could not be judged a
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
@@ -39,6 +39,7 @@ class PartitionEffects:
     Attributes:
         next_offset: Where the group goes on once all of this is acknowledged.
         sends: Dead letters and re-keyed trades, in the order of their records.
+        send_bytes: Their size in memory, about.
         touched: Holdings that have changed, each once; they go on changing.
         positions: Positions to write, by key.
         heartbeat: Record that shows an idle owner, if one is due.
@@ -51,6 +52,7 @@ class PartitionEffects:
 
     next_offset: int
     sends: list[OutgoingRecord] = field(default_factory=list)
+    send_bytes: int = 0
     touched: dict[Holding, None] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)
     heartbeat: OutgoingRecord | None = None
@@ -64,6 +66,11 @@ class PartitionEffects:
     def size(self) -> int:
         """How many records it takes to send all of it, about."""
         return len(self.sends) + len(self.touched) + len(self.positions)
+
+    def add_sends(self, records: Sequence[OutgoingRecord]) -> None:
+        """Add dead letters and re-keyed trades of the next records."""
+        self.sends += records
+        self.send_bytes += sum(record.size for record in records)
 
     def freeze(self, next_offset: int) -> None:
         """Settle what is to be written: the state of every touched holding as it is now."""

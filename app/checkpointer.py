@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
@@ -95,6 +96,12 @@ class Checkpointer:
             w[partition.number] for w in (self._in_flush, self._in_commit) if partition.number in w
         ]
         return sum(effects.fates.total() for effects in of_it)
+
+    @property
+    def send_bytes(self) -> int:
+        """Sum up the dead letters and re-keyed trades that wait for an acknowledgement."""
+        waiting = (partition.effects for partition in self._partitions.values())
+        return sum(effects.send_bytes for effects in chain(waiting, self._in_flush.values()))
 
     async def until_committed(self) -> None:
         """Wait for the commit that is on its way, so that what is read next is the newest."""

@@ -13,6 +13,8 @@ from app.errors import DecodeError
 from app.models import MAX_ID_LENGTH, Amount, TradeEvent
 
 MAX_VALUE_BYTES: Final = 64 * 1024
+MAX_COMMON_BYTES: Final = 2 * 1024
+"""Of a plain event that is read the short way: what is booked of it is kept for a while."""
 MAX_DEPTH: Final = 8
 SCHEMA_VERSION: Final = 1
 
@@ -108,7 +110,7 @@ def decode_plain(values: Sequence[bytes | None]) -> Iterator[PlainEvent | None]:
         and b"\x7f" not in body
         and body.isascii()
         and set(map(bytes.count, values, repeat(b","))) == _FULL_COMMAS  # type: ignore[arg-type]
-        and (len(body) <= MAX_VALUE_BYTES or max(map(len, values)) <= MAX_VALUE_BYTES)  # type: ignore[arg-type]
+        and (len(body) <= MAX_COMMON_BYTES or max(map(len, values)) <= MAX_COMMON_BYTES)  # type: ignore[arg-type]
     ):
         return map(_decode_full, values)  # type: ignore[arg-type]
     return map(decode_alone, values)
@@ -116,7 +118,7 @@ def decode_plain(values: Sequence[bytes | None]) -> Iterator[PlainEvent | None]:
 
 def decode_alone(value: bytes | None) -> PlainEvent | None:
     """Read one value whose event is plain; `None` where a closer look is needed."""
-    if not value or len(value) > MAX_VALUE_BYTES:
+    if not value or len(value) > MAX_COMMON_BYTES:
         return None
     try:
         event = _decode_plain(value)

@@ -62,6 +62,8 @@ RETRY_PAUSE_S: Final = 0.5
 _UNREADABLE_TRIES: Final = 5
 _UNREADABLE_PAUSE_S: Final = 0.5
 """What broke on its way is read well the next time; what is broken in the log never is."""
+_SEND_BYTES_IN_FLIGHT: Final = 32 * 1024 * 1024
+"""Dead letters and re-keyed trades are few or small; the partitions are paused where they are not."""
 
 
 class TradeConsumer:
@@ -300,7 +302,7 @@ class TradeConsumer:
             (index, self._rekeyed(partition.number, batch, index, key))
             for index, key in result.misplaced
         ]
-        effects.sends += [record for _, record in sorted(sends, key=lambda send: send[0])]
+        effects.add_sends([record for _, record in sorted(sends, key=lambda send: send[0])])
         effects.fates[Fate.DEAD_LETTERED] += len(result.refusals)
         effects.fates[Fate.REKEYED] += len(result.misplaced)
         effects.reasons.update(refusal.reason for refusal in result.refusals)
@@ -339,7 +341,10 @@ class TradeConsumer:
     @property
     def _is_full(self) -> bool:
         in_flight = sum(p.next_offset - p.committed for p in self._open.values())
-        return in_flight >= self._settings.commit_every
+        return (
+            in_flight >= self._settings.commit_every
+            or self._checkpointer.send_bytes >= _SEND_BYTES_IN_FLIGHT
+        )
 
     # -- what flushes and commits have come to
 

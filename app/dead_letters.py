@@ -17,8 +17,11 @@ HEADERS_CUT: Final = "x-dlq-headers-cut"
 _MAX_TIME_BYTES: Final = 64
 MAX_ORIGINAL_VALUE_BYTES: Final = 1_048_588
 """The broker's default bound of a batch: only what was compressed can be larger, such as a bomb."""
+MAX_ORIGINAL_KEY_BYTES: Final = 64 * 1024
 VALUE_CUT: Final = "x-dlq-value-cut"
 VALUE_SHA256: Final = "x-dlq-value-sha256"
+KEY_CUT: Final = "x-dlq-key-cut"
+KEY_SHA256: Final = "x-dlq-key-sha256"
 
 
 def _installed_version() -> str:
@@ -44,8 +47,8 @@ def dead_letter(
     """Build the dead letter of a record.
 
     Key, value and timestamp are the original's, byte for byte, and its headers come first; a null
-    value becomes an empty one with a header that says so, since null would be a tombstone. The
-    partition number is the original's.
+    value becomes an empty one with a header that says so, since null would be a tombstone. What is
+    larger than a record may be is cut, and headers say so. The partition number is the original's.
 
     Args:
         record: The original as it was read.
@@ -73,12 +76,17 @@ def dead_letter(
         added[VALUE_CUT] = str(len(value))
         added[VALUE_SHA256] = hashlib.sha256(value).hexdigest()
         value = value[:MAX_ORIGINAL_VALUE_BYTES]
+    key = record.key
+    if key is not None and len(key) > MAX_ORIGINAL_KEY_BYTES:
+        added[KEY_CUT] = str(len(key))
+        added[KEY_SHA256] = hashlib.sha256(key).hexdigest()
+        key = key[:MAX_ORIGINAL_KEY_BYTES]
     kept, was_cut = _bounded(record)
     if was_cut:
         added[HEADERS_CUT] = "true"
     return OutgoingRecord(
         topic=topic,
-        key=record.key,
+        key=key,
         value=value,
         headers=[*kept, *((name, text.encode()) for name, text in added.items())],
         partition=source_partition,
@@ -172,7 +180,7 @@ def _bounded(record: Record) -> tuple[list[tuple[str, bytes | None]], bool]:
     for name, value in record.headers:
         if name.startswith(("__dlq.errors.", "x-dlq-")) or name == h.ORIGINAL_TOPIC:
             continue
-        size += len(name) + len(value or b"")
+        size += len(name.encode()) + len(value or b"")
         if size > MAX_ORIGINAL_HEADER_BYTES or len(kept) == MAX_ORIGINAL_HEADERS:
             return kept, True
         kept.append((name, value))

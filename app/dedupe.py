@@ -2,13 +2,18 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import Final
 
-from app.codec import decode_event
+from app.codec import MAX_COMMON_BYTES, decode_event
 from app.errors import InvalidTradeError
+
+DEFAULT_WINDOW: Final = 5_000
 
 _STAMPS: Final = {"published_at": None, "processed_at": None}
 """What a sender may write anew when it sends a trade again."""
+
+_Noted = bytes | str | None
 
 
 class DedupeWindow:
@@ -23,7 +28,8 @@ class DedupeWindow:
         block_size: Offsets of a block; 0 for no window, which recognises nothing.
 
     Attributes:
-        known: Values by trade id of the current block; a trade that is booked is noted in it.
+        known: Values by trade id of the current block; a trade that is booked is noted in it. In
+            the place of a large value stands the digest of its content, as text.
         known_before: Those of the block before, which no longer change.
         evictions: How many ids have left the window.
     """
@@ -33,8 +39,8 @@ class DedupeWindow:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.evictions = 0
-        self.known: dict[str, bytes | None] = {} if block_size else _KeepsNothing()
-        self.known_before: dict[str, bytes | None] = {}
+        self.known: dict[str, _Noted] = {} if block_size else _KeepsNothing()
+        self.known_before: dict[str, _Noted] = {}
         self._next_block = 0
 
     def start_before(self, offset: int) -> int:
@@ -70,7 +76,7 @@ class DedupeWindow:
     def note(self, trade_id: str, value: bytes) -> None:
         """Remember a trade, if the current block does not have it."""
         if trade_id not in self.known:
-            self.known[trade_id] = value
+            self.known[trade_id] = value if len(value) <= MAX_COMMON_BYTES else _digest(value)
 
     def recognises(self, trade_id: str, value: bytes) -> bool:
         """Tell whether a trade is in the window; if so, it is noted in the current block, too.
@@ -82,20 +88,24 @@ class DedupeWindow:
         if known_as is None:
             return False
         self.note(trade_id, value)
-        if known_as != value and _content(known_as) != _content(value):
+        if known_as != value and _digest(known_as) != _digest(value):
             raise InvalidTradeError(
                 "version-conflict", "another trade with this trade_id and version is booked"
             )
         return True
 
 
-class _KeepsNothing(dict[str, bytes | None]):
+class _KeepsNothing(dict[str, _Noted]):
     """Stands in for a window that is not wanted."""
 
-    def __setitem__(self, key: str, value: bytes | None) -> None:
+    def __setitem__(self, key: str, value: _Noted) -> None:
         """Forget it at once."""
 
 
-def _content(value: bytes) -> dict[str, object]:
-    event, _, _ = decode_event(value)
-    return {name: getattr(event, name) for name in event.__struct_fields__} | _STAMPS
+def _digest(noted: bytes | str) -> str:
+    """Give the digest of what a trade says, whatever its body looks like."""
+    if isinstance(noted, str):
+        return noted
+    event, _, _ = decode_event(noted)
+    content = {name: getattr(event, name) for name in event.__struct_fields__} | _STAMPS
+    return blake2b(repr(content).encode(), digest_size=16).hexdigest()

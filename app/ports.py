@@ -183,6 +183,11 @@ class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     partition: int | None = None
     timestamp_ms: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key or b"") + len(self.value or b"")
+
 
 class SendState(StrEnum):
     """What is known of a record after its send: three values, never two."""

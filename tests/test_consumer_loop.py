@@ -350,6 +350,25 @@ async def test_a_hanging_publisher_bounds_what_is_in_flight() -> None:
 
 
 @virtual_time
+async def test_large_dead_letters_in_flight_are_bounded_by_their_bytes() -> None:
+    """Few records may be much memory: with no acks the partition is paused near that bound."""
+    size = 1024 * 1024
+    world = World()
+    worker = await started(world)
+    worker.source.max_records = 2
+    worker.publisher.hold()
+    put(world, *[b"\0" * size] * 100)
+    await asyncio.sleep(30)
+    read = worker.consumer._open[0].next_offset
+    assert (
+        consumer._SEND_BYTES_IN_FLIGHT <= read * size <= consumer._SEND_BYTES_IN_FLIGHT + 2 * size
+    )
+    worker.publisher.release()
+    await until(lambda: world.committed[0] == 100)
+    assert +(await worker.finish()).fates == {Fate.DEAD_LETTERED: 100}
+
+
+@virtual_time
 async def test_refused_commits_do_not_spin() -> None:
     """A worker that is full and cannot commit waits between its attempts."""
     world = World(commit_every=5)

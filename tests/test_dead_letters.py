@@ -1,5 +1,6 @@
 """Dead letters: the original untouched, and beside it what was wrong and where."""
 
+import hashlib
 from dataclasses import dataclass
 
 import pytest
@@ -9,8 +10,11 @@ from app.dead_letters import (
     APP,
     APP_VERSION,
     HEADERS_CUT,
+    KEY_CUT,
+    KEY_SHA256,
     MAX_ORIGINAL_HEADER_BYTES,
     MAX_ORIGINAL_HEADERS,
+    MAX_ORIGINAL_KEY_BYTES,
     _installed_version,
     dead_letter,
 )
@@ -143,6 +147,25 @@ def test_size_of_kept_headers_is_bounded_on_both_sides() -> None:
     larger = letter(StoredRecord(headers=[("n", b"x" * MAX_ORIGINAL_HEADER_BYTES)]))
     assert named(larger)[HEADERS_CUT] == b"true"
     assert "n" not in named(larger)
+
+
+def test_names_of_headers_count_by_their_bytes() -> None:
+    """A name is text, and takes more bytes than it has letters where they are rare ones."""
+    name = "\N{EURO SIGN}" * (MAX_ORIGINAL_HEADER_BYTES // 3)
+    assert HEADERS_CUT not in named(letter(StoredRecord(headers=[(name, b"xx")])))
+    assert named(letter(StoredRecord(headers=[(name, b"xxx")])))[HEADERS_CUT] == b"true"
+
+
+def test_key_that_no_record_could_carry_is_cut() -> None:
+    """64 KiB of a key are kept; of a longer one its size and hash say what it was."""
+    fitting = b"k" * MAX_ORIGINAL_KEY_BYTES
+    whole = letter(StoredRecord(key=fitting))
+    assert whole.key == fitting
+    assert KEY_CUT not in named(whole)
+    cut = letter(StoredRecord(key=fitting + b"!"))
+    assert cut.key == fitting
+    assert named(cut)[KEY_CUT] == str(len(fitting) + 1).encode()
+    assert named(cut)[KEY_SHA256] == hashlib.sha256(fitting + b"!").hexdigest().encode()
 
 
 def test_version_of_a_checkout_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

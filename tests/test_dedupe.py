@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.codec import MAX_COMMON_BYTES
 from app.models import Fate
 from app.ports import Headers, RecordBatch
 from app.services import BatchResult, TradeProcessor
@@ -138,6 +139,21 @@ def test_other_trade_under_the_same_id_is_refused(changed: dict[str, str]) -> No
         (refusal,) = [r for some in records for r in process(processor, some).refusals]
         assert (refusal.reason, refusal.kind) == ("version-conflict", "business")
         assert sum(p.trade_count for p in processor.positions.values()) == 1
+
+
+def test_large_trade_is_recognised_without_being_kept() -> None:
+    """Of a body with much around its content a digest is kept, which the next copy must match."""
+    processor = TradeProcessor(dedupe_window=100)
+    padding = b" " * MAX_COMMON_BYTES
+    again = trade("T1", published_at="2026-09-01T10:00:01Z")
+    for number, records in enumerate(
+        ([trade("T1") + padding, trade("T2")], [again + padding, trade("T2") + padding, again])
+    ):
+        process(processor, [Stored(3 * number + n, value) for n, value in enumerate(records)])
+    assert processor.positions["A"].trade_count == 2
+    result = process(processor, [Stored(9, trade("T1", price="11") + padding)])
+    assert [refusal.reason for refusal in result.refusals] == ["version-conflict"]
+    assert all(len(noted or "") <= MAX_COMMON_BYTES for noted in processor.window.known.values())
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])

@@ -23,6 +23,7 @@ from aiokafka.errors import (
 )
 from aiokafka.record.control_record import ABORT_MARKER, COMMIT_MARKER
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from hypothesis import given
@@ -212,6 +213,19 @@ def test_flipped_bit_is_never_taken_for_data_nor_for_nothing(log: Log, data: st.
     else:
         assert batches.index(batch) == broken
     assert offsets == [offset for seen in log.seen[: broken if failed else None] for offset in seen]
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+def test_batches_of_old_formats_are_read(magic: int) -> None:
+    """What was written before Kafka 0.11 has no base offset in its head, and is data all the same."""
+    builder = LegacyRecordBatchBuilder(magic, 0, 1 << 20)
+    for offset in (0, 1):
+        builder.append(offset, timestamp=1_700_000_000_000, key=b"k", value=b"v%d" % offset)
+    batches, position = taken(fetched(bytes(builder.build()), 0, []))
+    records = [record for batch in batches for record in batch.records()]
+    assert [(record.offset, record.value) for record in records] == [(0, b"v0"), (1, b"v1")]
+    assert {batch.base_offset for batch in batches} == {-1}
+    assert position == 2
 
 
 def test_transaction_that_only_seems_to_be_taken_back_is_not_dropped() -> None:

@@ -261,7 +261,7 @@ class KafkaPublisher:
                 is None
             ):
                 # An empty batch takes any record, however large.
-                if len(value or b"") + len(key or b"") > _MAX_RECORD_BYTES:
+                if record.size > _MAX_RECORD_BYTES:
                     outcomes[index] = _TOO_LARGE
                     continue
                 batch = _Batch(record.topic, partition, producer.create_batch())

@@ -1,8 +1,8 @@
 """The client's consumer, stopped at the record batch: no object per record but the native one.
 
 The client has no public way to take batches: whatever it hands out went through several Python
-objects a record. This module reaches for the parts inside, and is the only one that does. They are
-looked at when a consumer starts; where one is missing, it goes on with `getmany()`.
+objects a record. This module reaches for the parts inside. They are looked at when a consumer
+starts; where one is missing, it goes on with `getmany()`.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class RawBatch:
         start: Records below this offset were not asked for.
         next_offset: Where to go on after it, whatever compaction has removed of its end.
         base_offset: Its first offset, whatever compaction has removed of its beginning; -1 where
-            its header could not be read.
+            its header does not tell, or could not be read.
         error: Why nothing of it, or after it, can be read.
     """
 
@@ -91,7 +91,7 @@ class RawBatch:
 
     def _decoded(self) -> list[Record]:
         if not self.native.validate_crc():
-            raise CorruptRecordException(f"wrong checksum at offset {self.native.base_offset}")
+            raise CorruptRecordException(f"wrong checksum at offset {self.base_offset}")
         records: list[Record] = list(self.native)
         if records and records[0].offset < self.start:
             records = [record for record in records if record.offset >= self.start]
@@ -291,7 +291,9 @@ def _taken(partition: int, result: Any) -> list[RawBatch]:
             is_for_us = _is_for_us(of_partition, native)
             position = native.next_offset
             mine = native if is_for_us else None
-            batches.append(RawBatch(partition, mine, start, position, native.base_offset))
+            # The formats before Kafka 0.11 do not tell the first offset of a batch.
+            base_offset = getattr(native, "base_offset", -1)
+            batches.append(RawBatch(partition, mine, start, position, base_offset))
     except Exception as exc:  # noqa: BLE001 - whatever its bytes did: the batch raises it when read
         batches.append(RawBatch(partition, None, start, position, error=exc))
     of_partition.next_fetch_offset = position

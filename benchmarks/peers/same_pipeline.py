@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from app.config import Settings
+from app.dedupe import DEFAULT_WINDOW
 from app.models import Fate
 from app.money import format_scaled
 from app.ports import RecordBatch
@@ -15,7 +15,6 @@ class SamePipeline:
 
     def __init__(self) -> None:
         self._processors: dict[int, TradeProcessor] = {}
-        self._window = Settings().dedupe_window
         self.booked = 0
         self.refused = 0
 
@@ -23,7 +22,7 @@ class SamePipeline:
         """Process consecutive records of one partition."""
         processor = self._processors.get(batch.partition)
         if processor is None:
-            processor = TradeProcessor(dedupe_window=self._window)
+            processor = TradeProcessor(dedupe_window=DEFAULT_WINDOW)
             self._processors[batch.partition] = processor
         result = processor.process_batch(batch)
         self.booked += result.fates[Fate.BOOKED]

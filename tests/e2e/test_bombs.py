@@ -27,7 +27,7 @@ pytestmark = [
 
 MIB: Final = 1 << 20
 MEMORY_LIMIT_MIB: Final = 512
-LARGE: Final = 60  # each is in flight as a dead letter of 1 MiB, which is not what this is about
+LARGE: Final = 600  # dead letters of 1 MiB each
 
 
 @pytest.fixture
