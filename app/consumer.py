@@ -63,7 +63,7 @@ _UNREADABLE_TRIES: Final = 5
 _UNREADABLE_PAUSE_S: Final = 0.5
 """What broke on its way is read well the next time; what is broken in the log never is."""
 _SEND_BYTES_IN_FLIGHT: Final = 32 * 1024 * 1024
-"""Dead letters and re-keyed trades are few or small; the partitions are paused where they are not."""
+"""Dead letters and re-keyed trades are few or small; where they are not, partitions are paused."""
 
 
 class TradeConsumer:
