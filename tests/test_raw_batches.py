@@ -217,7 +217,7 @@ def test_flipped_bit_is_never_taken_for_data_nor_for_nothing(log: Log, data: st.
 
 @pytest.mark.parametrize("magic", [0, 1])
 def test_batches_of_old_formats_are_read(magic: int) -> None:
-    """What was written before Kafka 0.11 has no base offset in its head; it is data all the same."""
+    """What was written before Kafka 0.11 has no base offset in its head; but it is data."""
     builder = LegacyRecordBatchBuilder(magic, 0, 1 << 20)
     for offset in (0, 1):
         builder.append(offset, timestamp=1_700_000_000_000, key=b"k", value=b"v%d" % offset)
