@@ -21,7 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from app.dedupe import DEFAULT_WINDOW
 from app.errors import ConfigError
 
 HIGH_VOLUME_COUNT: Final = 100_000
@@ -147,7 +146,7 @@ class Settings(BaseModel):
         default=1_000, description="Records read again before the committed offset at a takeover."
     )
     dedupe_window: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        default=DEFAULT_WINDOW,
+        default=5_000,
         description="Offsets of a partition for which a trade sent twice is booked once; 0: none.",
     )
     quarantine_dir: Path | None = Field(

@@ -8,8 +8,6 @@ from typing import Final
 from app.codec import MAX_COMMON_BYTES, decode_event
 from app.errors import InvalidTradeError
 
-DEFAULT_WINDOW: Final = 5_000
-
 _STAMPS: Final = {"published_at": None, "processed_at": None}
 """What a sender may write anew when it sends a trade again."""
 

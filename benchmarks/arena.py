@@ -224,6 +224,7 @@ class Arena:
             "group": settings.kafka_group_id,
             "count": backlog.count,
             "partitions": backlog.partitions,
+            "dedupe_window": settings.dedupe_window,
         }
 
 

@@ -24,7 +24,7 @@ def test_books_refuses_and_holds_what_ours_does(poison: float) -> None:
     """Over trades that build up, reduce, close and turn positions, with poison and without."""
     simulator = TradeSimulator(run_id="T", seed=5, symbols=20, poison=poison)
     values = [simulator.next_trade("2026-03-02T14:30:00.123Z").value for _ in range(3_000)]
-    ours, naive = SamePipeline(), NaivePipeline()
+    ours, naive = SamePipeline(0), NaivePipeline()
     records = [StoredRecord(*item) for item in enumerate(values)]
     ours.process(RecordBatch.of(0, 1, records, len(records)))
     for value in values:

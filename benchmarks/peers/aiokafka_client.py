@@ -123,7 +123,9 @@ if __name__ == "__main__":
     main(
         {
             ("drain", "async-for"): lambda job: asyncio.run(_drain_async_for(job)),
-            ("drain", "getmany"): lambda job: asyncio.run(_getmany(job, SamePipeline())),
+            ("drain", "getmany"): lambda job: asyncio.run(
+                _getmany(job, SamePipeline(job.dedupe_window))
+            ),
             ("consume", "getmany"): lambda job: asyncio.run(_getmany(job, None)),
             ("produce", "send"): lambda job: asyncio.run(_produce_send(job)),
         }

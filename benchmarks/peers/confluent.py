@@ -299,7 +299,7 @@ if __name__ == "__main__":
     main(
         {
             ("drain", "poll"): _drain_poll,
-            ("drain", "consume"): lambda job: _consume(job, SamePipeline()),
+            ("drain", "consume"): lambda job: _consume(job, SamePipeline(job.dedupe_window)),
             ("consume", "consume"): lambda job: _consume(job, None),
             ("produce", "produce"): lambda job: _produce(job, _produce_each),
             ("produce", "produce_batch"): lambda job: _produce(job, _produce_batches),

@@ -35,6 +35,7 @@ class Job:
     input: str = ""
     dlq_topic: str = ""
     positions_topic: str = ""
+    dedupe_window: int = 0
     until_end: bool = False
     members: int = 1
     ready: str = ""

@@ -145,7 +145,7 @@ async def _drain_batch(job: Job) -> dict[str, Any]:
 
 
 async def _drain_raw(job: Job) -> dict[str, Any]:
-    pipeline = SamePipeline()
+    pipeline = SamePipeline(job.dedupe_window)
     watch = Stopwatch()
     done = asyncio.Event()
     records = 0

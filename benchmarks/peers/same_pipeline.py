@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from app.dedupe import DEFAULT_WINDOW
 from app.models import Fate
 from app.money import format_scaled
 from app.ports import RecordBatch
@@ -11,9 +10,14 @@ from benchmarks.peers.contestant import position_lines, positions_digest
 
 
 class SamePipeline:
-    """A `TradeProcessor` for each partition, and the counts of what they did."""
+    """A `TradeProcessor` for each partition, and the counts of what they did.
 
-    def __init__(self) -> None:
+    Args:
+        dedupe_window: Offsets for which a trade that was sent twice is recognised, as for ours.
+    """
+
+    def __init__(self, dedupe_window: int) -> None:
+        self._window = dedupe_window
         self._processors: dict[int, TradeProcessor] = {}
         self.booked = 0
         self.refused = 0
@@ -22,7 +26,7 @@ class SamePipeline:
         """Process consecutive records of one partition."""
         processor = self._processors.get(batch.partition)
         if processor is None:
-            processor = TradeProcessor(dedupe_window=DEFAULT_WINDOW)
+            processor = TradeProcessor(dedupe_window=self._window)
             self._processors[batch.partition] = processor
         result = processor.process_batch(batch)
         self.booked += result.fates[Fate.BOOKED]
