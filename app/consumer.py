@@ -25,7 +25,7 @@ import structlog
 import typer
 
 from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
-from app.config import OnGap, Settings
+from app.config import Settings
 from app.dead_letters import dead_letter
 from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
 from app.headers import Origin
@@ -33,6 +33,7 @@ from app.health import Health, Unready
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
+from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
 from app.models import Fate
 from app.monitor import monitored
@@ -42,10 +43,9 @@ from app.ports import (
     RecordBatch,
     RecordSource,
 )
-from app.quarantine import Quarantine, UnreadableBatch
+from app.quarantine import Quarantine
 from app.reporting import consumer_counts
 from app.services import BatchResult
-from app.starting_point import starting_point
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
 from app.takeover import OpenPartition, Takeover
@@ -59,9 +59,6 @@ PROGRESS_INTERVAL_S: Final = 5.0
 PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
-_UNREADABLE_TRIES: Final = 5
-_UNREADABLE_PAUSE_S: Final = 0.5
-"""What broke on its way is read well the next time; what is broken in the log never is."""
 _SEND_BYTES_IN_FLIGHT: Final = 32 * 1024 * 1024
 """Dead letters and re-keyed trades are few or small; where they are not, partitions are paused."""
 
@@ -128,7 +125,13 @@ class TradeConsumer:
             now_ns=now_ns,
             monotonic=monotonic,
         )
-        self._quarantine = Quarantine(settings, publisher, now_ns=now_ns)
+        self._log_faults = LogFaults(
+            source=source,
+            quarantine=Quarantine(settings, publisher, now_ns=now_ns),
+            settings=settings,
+            stats=self.stats,
+            monotonic=monotonic,
+        )
         self._is_paused = False
         self._progress_s = monotonic()
         self._processed = 0
@@ -196,7 +199,9 @@ class TradeConsumer:
             await self._adopt()
         self._open_restored()
         await self._bound_work_in_flight()
-        self._resume_pausing()
+        again = self._log_faults.due_again(self._open.values())
+        if again and not self._is_paused:
+            self._source.resume(again)
         try:
             batches = await self._source.poll(timeout_s=0)
             if not batches:
@@ -213,7 +218,9 @@ class TradeConsumer:
             return False
         except UnreadableError as exc:
             await self._finish()  # what is processed already must not wait for a person
-            await self._on_unreadable(exc)
+            if (partition := self._open.get(exc.partition)) is not None:
+                why = await self._log_faults.judge_unreadable(partition, exc)
+                self._stop_if(exc.partition, why)
             self._seek_all()
             return False
         except OffsetGapError as exc:
@@ -232,10 +239,9 @@ class TradeConsumer:
         partition = self._open.get(batch.partition)
         if partition is None or batch.epoch != self._epoch:
             return  # read for an assignment that is over, or before its gate was opened
-        if batch.base_offset > max(partition.next_offset, partition.effects_from):
-            await self._on_missing(partition, batch.base_offset)
-            if self._open.get(batch.partition) is not partition:
-                return
+        is_hole = batch.base_offset > max(partition.next_offset, partition.effects_from)
+        if is_hole and not await self._check_hole(partition, batch.base_offset):
+            return
         if self.stats.first_ns is None and batch.values:
             self.stats.first_ns = time.monotonic_ns()
         self.stats.consumed_bytes += _size(batch.values)
@@ -461,75 +467,20 @@ class TradeConsumer:
             await asyncio.sleep(RETRY_PAUSE_S)
             return
         for number, (first, end) in ranges.items():
-            partition = self._open[number]
-            if first <= partition.next_offset <= end:
-                continue
-            try:
-                start = starting_point(
-                    committed=partition.next_offset,
-                    is_known=True,
-                    has_positions=True,
-                    source_offset=partition.next_offset - 1,
-                    first=first,
-                    end=end,
-                    may_continue=self._settings.on_gap is OnGap.CONTINUE,
-                )
-            except OffsetGapError as gap:
-                self._stop_partition(number, str(gap))
-            else:
-                partition.next_offset = start.offset
+            self._stop_if(number, self._log_faults.judge_range(self._open[number], first, end))
         self._seek_all()
 
-    async def _on_missing(self, partition: OpenPartition, base_offset: int) -> None:
-        """Act on a hole in the log: records before `base_offset` that nobody will ever get."""
-        number, first = partition.number, max(partition.next_offset, partition.effects_from)
-        why = f"offsets {first} to {base_offset - 1} are missing in the log"
-        if self._settings.on_gap is OnGap.CONTINUE:
-            log.warning("records_missing", partition=number, why=why)
-            partition.next_offset = base_offset
-            return
-        await self._finish()  # what is processed already must not wait for a person
-        self._stop_partition(
-            number,
-            f"{why}. `trade-stream gap accept --partition {number} --to {base_offset}` goes on"
-            " without them",
-        )
+    async def _check_hole(self, partition: OpenPartition, base_offset: int) -> bool:
+        """Tell whether a partition goes on although records before `base_offset` are missing."""
+        why = self._log_faults.judge_hole(partition, base_offset)
+        if why is not None:
+            await self._finish()  # what is processed already must not wait for a person
+            self._stop_if(partition.number, why)
+        return self._open.get(partition.number) is partition
 
-    def _resume_pausing(self) -> None:
-        """Read the partitions again whose batch could not be read a while ago."""
-        now_s = self._monotonic()
-        for partition in self._open.values():
-            if 0 < partition.read_again_s <= now_s:
-                partition.read_again_s = 0.0
-                if not self._is_paused:
-                    self._source.resume([partition.number])
-
-    async def _on_unreadable(self, exc: UnreadableError) -> None:
-        """Let a batch be fetched again after a pause; in the end put its bytes aside, and stop."""
-        partition = self._open.get(exc.partition)
-        if partition is None:
-            return
-        partition.unreadable_tries += 1
-        if partition.unreadable_tries < _UNREADABLE_TRIES:
-            log.warning("batch_read_again", partition=partition.number, why=str(exc))
-            pause_s = _UNREADABLE_PAUSE_S * 2 ** (partition.unreadable_tries - 1)
-            partition.read_again_s = self._monotonic() + pause_s
-            self._source.pause([partition.number])
-            return
-        try:
-            fetched = await self._source.stored_bytes(partition.number, partition.next_offset)
-            batch = UnreadableBatch.first_of(fetched, partition.next_offset)
-            if partition.next_offset < partition.effects_from:
-                # Read again for the margin alone: whoever went on after it has said so by a commit.
-                partition.unreadable_tries = 0
-                partition.next_offset = batch.next_offset or partition.effects_from
-                return
-            path = await self._quarantine.put(batch, partition.number, str(exc))
-            self.stats.quarantined_batches += 1
-            where = f"its bytes are in {path}; `trade-stream quarantine skip` goes on after it"
-        except (TransportError, OSError) as failure:
-            where = f"its bytes could not be kept: {failure}"
-        self._stop_partition(partition.number, f"{exc}; {where}")
+    def _stop_if(self, number: int, why: str | None) -> None:
+        if why is not None:
+            self._stop_partition(number, why)
 
     def _stop_partition(self, number: int, why: str) -> None:
         log.error("partition_stopped", partition=number, why=why)

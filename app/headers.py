@@ -59,3 +59,8 @@ def origin_of(headers: Headers) -> Origin | None:
             if partition.isdecimal() and offset.isdecimal() and len(rest) <= 40:  # noqa: PLR2004 - two int64
                 return Origin(topic, int(partition), int(offset))
     return None
+
+
+def size_of(headers: Headers) -> int:
+    """Sum up the bytes of names and values."""
+    return sum(len(name.encode()) + len(value or b"") for name, value in headers)

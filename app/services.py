@@ -17,7 +17,7 @@ from app.codec import (
 )
 from app.dedupe import DedupeWindow
 from app.errors import DecodeError, InvalidTradeError, RecordError
-from app.headers import Origin, origin_of
+from app.headers import Origin, origin_of, size_of
 from app.models import (
     Action,
     Fate,
@@ -29,11 +29,13 @@ from app.models import (
 )
 from app.money import ONE_E8, to_decimal
 from app.pnl import Holding
-from app.ports import RecordBatch
+from app.ports import Headers, RecordBatch
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, MAX_NS, NS_PER_MS, utc_ns
 from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event
 
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
+MAX_MOVED_HEADER_BYTES: Final = 512 * 1024
+"""Of a record that goes to another partition; a broker would refuse to take much larger ones."""
 LATENCY_STRIDE: Final = 64
 """One event in so many gives its publish time for the latency figures."""
 
@@ -271,11 +273,12 @@ class TradeProcessor:
         trade = check_event(event, is_plain=is_plain, default_currency=self._default_currency)
         if not is_plain:
             _check_life_cycle(event)
-        origin = origin_of(batch.headers[index]) if index in batch.headers else None
+        headers = batch.headers.get(index, ())
+        origin = origin_of(headers)
         key = position_key(event.book, event.symbol)  # type: ignore[arg-type]  # checked
         holding = self._holdings.get(key)
         if holding is None:
-            if self._is_misplaced(key, origin):
+            if self._is_misplaced(key, origin, headers):
                 if is_open:
                     result.misplaced.append((index, key))
                 return None
@@ -323,13 +326,15 @@ class TradeProcessor:
         holding.origins = {**(holding.origins or {}), origin.partition: origin.offset}
         return True
 
-    def _is_misplaced(self, key: str, origin: Origin | None) -> bool:
+    def _is_misplaced(self, key: str, origin: Origin | None, headers: Headers) -> bool:
         if self._belongs is None or self._belongs(key):
             return False
         if origin is not None:  # moved once already: moving it again could go round for ever
             raise InvalidTradeError("key-mismatch", "re-keyed, and still in the wrong partition")
         if not self._rekeys:
             raise InvalidTradeError("key-mismatch", "the position key belongs to another partition")
+        if size_of(headers) > MAX_MOVED_HEADER_BYTES:
+            raise InvalidTradeError("key-mismatch", "the headers are too large to be moved")
         return True
 
     def _new_holding(self, event: TradeEvent) -> Holding:

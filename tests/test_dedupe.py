@@ -141,6 +141,21 @@ def test_other_trade_under_the_same_id_is_refused(changed: dict[str, str]) -> No
         assert sum(p.trade_count for p in processor.positions.values()) == 1
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_trade_is_compared_with_the_first_of_its_id_in_a_block(*, is_restarted: bool) -> None:
+    """What is a conflict in one block is the trade itself to the next, also after a restart."""
+    other = trade("T1", price="11")
+    names = [trade("T1"), trade("T2"), other, trade("T3"), other]
+    records = [Stored(*item) for item in enumerate(names)]
+    processor = TradeProcessor(dedupe_window=2)
+    result = process(processor, records[:4])
+    assert [refusal.reason for refusal in result.refusals] == ["version-conflict"]
+    if is_restarted:
+        processor = TradeProcessor(result.changed.values(), dedupe_window=2, applies_from=4)
+        process(processor, records[2:4], effects_from=4)
+    assert +process(processor, records[4:], effects_from=4).fates == {Fate.DUPLICATE: 1}
+
+
 def test_large_trade_is_recognised_without_being_kept() -> None:
     """Of a body with much around its content a digest is kept, which the next copy must match."""
     processor = TradeProcessor(dedupe_window=100)

@@ -511,8 +511,7 @@ async def _finish(worker: Worker) -> None:
 
 TestDeliveryModel = DeliveryModel.TestCase
 TestDeliveryModel.settings = settings(
-    max_examples=150,
+    max_examples=max(150, settings().max_examples),  # HYPOTHESIS_PROFILE=long: 10,000
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -16,7 +16,7 @@ from app.errors import InvalidTradeError
 from app.headers import REKEYED_FROM, Origin, origin_of
 from app.models import Fate, Fee, Position, TradeEvent
 from app.ports import Headers, RecordBatch
-from app.services import LATENCY_STRIDE, BatchResult, TradeProcessor
+from app.services import LATENCY_STRIDE, MAX_MOVED_HEADER_BYTES, BatchResult, TradeProcessor
 
 TIME = "2026-01-02T03:04:05Z"
 TIME_MS = 1_767_323_045_000
@@ -335,6 +335,16 @@ def test_rekeyed_trade_in_the_wrong_partition_does_not_go_round() -> None:
     """What was moved once and is wrong again is refused instead of moved for ever."""
     processor = TradeProcessor(belongs=lambda _: False)
     result = processor.process_batch(batch_of(log([trade()], {0: rekeyed(7)})))
+    assert reasons(result) == ["key-mismatch"]
+
+
+def test_misplaced_trade_whose_headers_no_broker_would_take_is_refused() -> None:
+    """512 KiB of headers are moved with it, one byte more is not."""
+    headers = [("n", b"x" * (MAX_MOVED_HEADER_BYTES - 1))]
+    processor = TradeProcessor(belongs=lambda _: False)
+    result = processor.process_batch(batch_of(log([trade()], {0: headers})))
+    assert [index for index, _ in result.misplaced] == [0]
+    result = processor.process_batch(batch_of(log([trade()], {0: [*headers, ("m", None)]})))
     assert reasons(result) == ["key-mismatch"]
 
 

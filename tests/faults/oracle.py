@@ -82,9 +82,9 @@ class Expected:
 class SeenTrades:
     """The rule for a trade that its sender has sent twice.
 
-    It is a duplicate where its id was seen in the same partition in the current or the previous
-    block of `window` offsets, and its content is the same but for the stamps of its sending;
-    with another content it is a conflict.
+    It is a duplicate where its id was seen in the same partition in the current block of `window`
+    offsets, or else in the previous one, and the content was the same when the block had it first,
+    but for the stamps of its sending; with another content it is a conflict.
 
     Args:
         window: Offsets of a block; 0 switches the rule off.
@@ -92,7 +92,7 @@ class SeenTrades:
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._seen: dict[tuple[int, str], tuple[int, Mapping[str, Any]]] = {}
+        self._seen: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
 
     def judge(self, place: Place, event: Mapping[str, Any]) -> Fate | None:
         """Say duplicate or dead-lettered (a conflict), or nothing: it is seen for the first time.
@@ -104,13 +104,12 @@ class SeenTrades:
         partition, offset = place
         block = offset // self._window
         content = {name: value for name, value in event.items() if name not in _STAMPS}
-        identity = (partition, event["trade_id"])
-        last_block, first_content = self._seen.get(identity, (-2, content))
-        if block - last_block > 1:
-            self._seen[identity] = (block, content)
+        first_of = self._seen[partition, event["trade_id"]]
+        known_as = first_of.get(block) or first_of.get(block - 1)
+        first_of.setdefault(block, content)
+        if known_as is None:
             return None
-        self._seen[identity] = (block, first_content)
-        return Fate.DUPLICATE if content == first_content else Fate.DEAD_LETTERED
+        return Fate.DUPLICATE if content == known_as else Fate.DEAD_LETTERED
 
 
 def expect(records: Iterable[LogRecord], partitions: int, *, window: int = 0) -> Expected:

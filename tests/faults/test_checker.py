@@ -224,6 +224,16 @@ def test_sent_twice_depends_on_blocks_of_the_window() -> None:
     assert expect(records, 1).models[AT_0].trades == len(records)
 
 
+def test_trade_is_compared_with_the_first_of_its_id_in_a_block() -> None:
+    """What is a conflict in one block is the trade to the next one: older blocks are forgotten."""
+    other = trade(1, AT_0, "11")
+    values = [trade(1, AT_0), trade(2, AT_0), other, trade(3, AT_0), other]
+    records = [LogRecord(0, n, None, value, {}) for n, value in enumerate(values)]
+    expected = expect(records, 1, window=2)
+    assert expected.conflicts == {(0, 2)}
+    assert expected.fates[0, 4] is Fate.DUPLICATE
+
+
 def test_keys_are_placed_as_the_java_client_does() -> None:
     """Our own hash agrees with the client's."""
     for size in range(40):
