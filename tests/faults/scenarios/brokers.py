@@ -12,7 +12,7 @@ def leader_kills(run: Run) -> None:
     """Kill a leader, the coordinator or the controller, and start it again, in a loop."""
     run.worker()
     run.worker()
-    run.load(count=run.pick(15_000, 150_000), rate=run.pick(700, 2_000))
+    run.load(count=run.pick(15_000, 120_000), rate=run.pick(700, 2_000))
     run.await_progress(500)
     for bounce in range(run.pick(2, 5)):
         role = "leader" if not bounce else run.draw.choice(("leader", "coordinator", "controller"))
@@ -45,8 +45,8 @@ def _node(run: Run, role: str) -> int:
 def leader_frozen(run: Run) -> None:
     """Freeze a leader: its connections stay open, and nobody answers."""
     run.worker()
-    run.load(count=run.pick(12_000, 80_000), rate=run.pick(500, 1_000))
-    for seconds in run.pick((8,), (5, 20, 60)):
+    run.load(count=run.pick(12_000, 40_000), rate=run.pick(500, 1_000))
+    for seconds in run.pick((8,), (5, run.draw.choice((15, 30, 60)))):
         run.await_progress(300)
         node = _node(run, "leader")
         run.note(f"freeze node {node} for {seconds} s")
@@ -62,9 +62,9 @@ def leader_frozen(run: Run) -> None:
 @scenario(nodes=3)
 def outage(run: Run) -> None:
     """Kill every broker at once, and start them again after a while."""
-    down_s = run.pick(20, 120)
+    down_s = run.pick(20, run.draw.choice((20, 40, 120)))
     run.worker()
-    run.load(count=run.pick(15_000, 60_000), rate=run.pick(400, 300))
+    run.load(count=400 * (down_s + 20), rate=400)
     run.await_progress(500)
     run.note(f"kill every node for {down_s} s")
     run.cluster.kill(*run.cluster.nodes)
@@ -79,10 +79,10 @@ def outage(run: Run) -> None:
 @scenario(nodes=3, replicas=1)
 def no_leader(run: Run) -> None:
     """Leave partitions without any replica for twice the request timeout."""
-    timeout_s = run.pick(4, 15)
+    timeout_s = run.pick(4, 10)
     run.world.extra["KAFKA_REQUEST_TIMEOUT_MS"] = str(timeout_s * 1_000)
     run.worker()
-    run.load(count=run.pick(15_000, 60_000), rate=run.pick(500, 800))
+    run.load(count=run.pick(15_000, 32_000), rate=run.pick(500, 800))
     run.await_progress(500)
     node = run.cluster.leader(run.world.events, 0)
     run.note(f"kill node {node}, the only one with partition 0, for {2 * timeout_s} s")
@@ -101,7 +101,7 @@ def no_leader(run: Run) -> None:
 @scenario()
 def sigterm_in_outage(run: Run) -> None:
     """Stop consumer and producer by SIGTERM while every broker is down."""
-    for _ in range(run.pick(1, 10)):
+    for _ in range(run.pick(1, 2)):
         worker = run.worker()
         load = run.load(count=100_000, rate=500)
         run.await_progress(200)
@@ -122,7 +122,7 @@ def broker_disk_full(run: Run) -> None:
     """Fill the disk of the broker; then free it and start the broker again."""
     ballast = run.cluster.folder / "ballast"
     run.worker()
-    run.load(count=run.pick(12_000, 40_000), rate=400)
+    run.load(count=run.pick(12_000, 16_000), rate=400)
     run.await_progress(300)
     run.note("fill the disk")
     with ballast.open("wb") as file:

@@ -20,9 +20,9 @@ _SPOILT = 1
 def poison(run: Run) -> None:
     """A fifth of the records, then all of them, cannot be used."""
     run.worker()
-    run.load(count=run.pick(3_000, 60_000), rate=run.pick(600, 1_000), poison=0.2, foreign=0.05)
+    run.load(count=run.pick(3_000, 20_000), rate=run.pick(600, 1_000), poison=0.2, foreign=0.05)
     run.finish_loads()
-    run.load(count=run.pick(1_000, 30_000), rate=run.pick(400, 500), poison=1.0)
+    run.load(count=run.pick(1_000, 8_000), rate=run.pick(400, 500), poison=1.0)
     run.drain()
     run.stop_workers()
     run.bite("dead letters", run.check().counts["dead_lettered"])
@@ -31,7 +31,7 @@ def poison(run: Run) -> None:
 @scenario(is_calm=True)
 def strangers(run: Run) -> None:
     """Another client publishes, whose partitioner is not ours; a worker is killed amid it."""
-    run.load(count=run.pick(3_000, 30_000), rate=600, stranger=True, foreign=0.2)
+    run.load(count=run.pick(3_000, 10_000), rate=600, stranger=True, foreign=0.2)
     worker = run.worker()
     run.await_progress(500)
     worker.kill()
@@ -44,8 +44,8 @@ def strangers(run: Run) -> None:
 def sent_twice(run: Run) -> None:
     """Each trade is sent twice within the window, and counts once, over restarts too."""
     run.world.extra["DEDUPE_WINDOW"] = "400"
-    run.load(count=run.pick(6_000, 60_000), rate=600, twice_after=200, foreign=0.05)
-    for _ in range(run.pick(1, 10)):
+    run.load(count=run.pick(6_000, 15_000), rate=600, twice_after=200, foreign=0.05)
+    for _ in range(run.pick(1, 3)):
         worker = run.worker()
         run.await_progress(run.draw.randint(300, 1_500))
         worker.kill()
@@ -58,7 +58,7 @@ def sent_twice(run: Run) -> None:
 def sent_twice_beyond(run: Run) -> None:
     """Each trade is sent twice beyond the window: it is booked again, as the documents say."""
     run.world.extra["DEDUPE_WINDOW"] = "50"
-    run.load(count=run.pick(5_000, 30_000), rate=800, twice_after=1_500)
+    run.load(count=run.pick(5_000, 10_000), rate=800, twice_after=1_500)
     run.worker()
     run.drain()
     run.stop_workers()
@@ -70,10 +70,10 @@ def sent_twice_beyond(run: Run) -> None:
 @scenario(is_calm=True)
 def bad_header(run: Run) -> None:
     """A record whose header name is no text stops its partition until it is skipped."""
-    run.load(count=run.pick(2_000, 20_000), rate=1_000)
+    run.load(count=run.pick(2_000, 5_000), rate=1_000)
     run.finish_loads()
     asyncio.run(_publish_spoilt(run))
-    run.load(count=run.pick(2_000, 20_000), rate=1_000)
+    run.load(count=run.pick(2_000, 5_000), rate=1_000)
     _consume_but_spoilt(run)
 
 
@@ -87,7 +87,7 @@ async def _publish_spoilt(run: Run) -> None:
 @scenario()
 def corrupt_batch(run: Run) -> None:
     """A bit of one stored batch turns over on the broker's disk; it is skipped by command."""
-    run.load(count=run.pick(4_000, 40_000), rate=1_000)
+    run.load(count=run.pick(4_000, 10_000), rate=1_000)
     run.finish_loads()
     run.cluster.stop(1)
     path = next(run.cluster.data_folders[1].glob(f"{run.world.events}-{_SPOILT}/*.log"))

@@ -13,7 +13,7 @@ _FIRST_WRITES = 30  # calls of the publisher until every partition is claimed an
 @scenario(is_calm=True)
 def kill_at_points(run: Run) -> None:
     """Kill a consumer by SIGKILL at named points of its work, one after the other."""
-    points = list(POINTS) * run.pick(1, 5)
+    points = list(POINTS)
     run.draw.shuffle(points)
     points = points[: run.pick(3, len(points))]
     load = run.load(count=200_000, rate=run.pick(300, 200), foreign=0.1)
@@ -35,10 +35,10 @@ def kill_at_points(run: Run) -> None:
 @scenario(is_calm=True)
 def kill_at_random(run: Run) -> None:
     """Kill one of two consumers by SIGKILL at random times."""
-    run.load(count=run.pick(8_000, 90_000), rate=run.pick(400, 500), foreign=0.1)
+    run.load(count=run.pick(8_000, 20_000), rate=run.pick(400, 500), foreign=0.1)
     run.worker()
     run.worker()
-    for _ in range(run.pick(2, 15)):
+    for _ in range(run.pick(2, 5)):
         run.await_progress(run.draw.randint(1, 600))
         run.pause(run.draw.uniform(0, 1))
         victim = run.draw.choice(run.running)
@@ -51,8 +51,8 @@ def kill_at_random(run: Run) -> None:
 @scenario(is_calm=True)
 def sigterm(run: Run) -> None:
     """Stop the consumer by SIGTERM under load, again and again; each stop is in time and clean."""
-    run.load(count=run.pick(5_000, 30_000), rate=run.pick(500, 400))
-    for _ in range(run.pick(3, 20)):
+    run.load(count=run.pick(5_000, 12_000), rate=run.pick(500, 400))
+    for _ in range(run.pick(3, 6)):
         worker = run.worker()
         run.await_progress(100)
         run.note(f"SIGTERM to {worker.name}")
@@ -66,7 +66,7 @@ def sigterm(run: Run) -> None:
 def kill_producer(run: Run) -> None:
     """Kill the producer by SIGKILL in the midst of its sends, and let another one follow."""
     run.worker()
-    for _ in range(run.pick(3, 20)):
+    for _ in range(run.pick(3, 6)):
         load = run.load(count=100_000, rate=2_000)
         run.await_progress(run.draw.randint(100, 3_000))
         run.note(f"kill {load.name}")
@@ -80,8 +80,8 @@ def kill_producer(run: Run) -> None:
 @scenario(is_calm=True)
 def zombie(run: Run) -> None:
     """Freeze an owner with a write on its way beyond its session; it wakes; then compact."""
-    run.load(count=run.pick(6_000, 40_000), rate=300, keys=12)
-    for _ in range(run.pick(1, 5)):
+    run.load(count=run.pick(6_000, 15_000), rate=300, keys=12)
+    for _ in range(run.pick(1, 2)):
         nth = _FIRST_WRITES + run.draw.randrange(40)
         sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
         run.await_frozen(sleeper)
@@ -107,7 +107,7 @@ def zombie(run: Run) -> None:
 @scenario(is_calm=True)
 def late_write(run: Run) -> None:
     """A frozen owner writes when nobody is there to see it; the next one restores the newest."""
-    run.load(count=run.pick(6_000, 30_000), rate=800, keys=12)
+    run.load(count=run.pick(6_000, 15_000), rate=800, keys=12)
     nth = _FIRST_WRITES + run.draw.randrange(40)
     sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
     run.await_frozen(sleeper)
@@ -149,10 +149,10 @@ def _compact(run: Run) -> None:
 def storm(run: Run) -> None:
     """Members join and leave every three seconds."""
     run.expected_exits = {0, 130}  # the latter before it was connected
-    run.load(count=run.pick(6_000, 60_000), rate=run.pick(300, 330), foreign=0.1)
+    run.load(count=run.pick(6_000, 15_000), rate=run.pick(300, 330), foreign=0.1)
     run.worker()
     first = run.workers[0]
-    for _ in range(run.pick(4, 60)):
+    for _ in range(run.pick(4, 10)):
         guest = run.worker()
         run.pause(3)
         run.measure("exit_s", guest.stop(), most=20.0)
@@ -163,8 +163,8 @@ def storm(run: Run) -> None:
 @scenario(is_calm=True)
 def restore_equals_replay(run: Run) -> None:
     """State restored after kills is, byte for byte, that of a group that replays from zero."""
-    run.load(count=run.pick(3_000, 40_000), rate=500, keys=20, poison=0.1)
-    for _ in range(run.pick(1, 10)):
+    run.load(count=run.pick(3_000, 10_000), rate=500, keys=20, poison=0.1)
+    for _ in range(run.pick(1, 3)):
         worker = run.worker()
         run.await_progress(run.draw.randint(1, 500))
         worker.kill()

@@ -24,13 +24,13 @@ def clock_jumps(run: Run) -> None:
         FAKETIME_NO_CACHE="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
     )
-    run.load(count=run.pick(4_000, 20_000), rate=run.pick(300, 200), poison=0.1)
+    run.load(count=run.pick(4_000, 8_000), rate=run.pick(300, 200), poison=0.1)
     run.await_progress(100)
-    for shift in run.pick(_SHIFTS, _SHIFTS * 4):
+    for shift in run.pick(_SHIFTS, _SHIFTS * 2):
         run.note(f"the clock is {shift} s off")
         clock.write_text(shift)
         run.await_progress(200)
-        run.pause(run.pick(0.5, 3))
+        run.pause(run.pick(0.5, 2))
     run.drain()
     rebalances = worker.logged("partitions_assigned")
     run.require(f"it was assigned {rebalances} times", holds=rebalances == 1)
@@ -47,7 +47,7 @@ def own_logs_full(run: Run) -> None:
     with tmpfs(run.folder / "small", 1) as small:
         ballast = small / "ballast"
         worker = run.worker(errors=small / "worker.log", LOG_LEVEL="DEBUG")
-        run.load(count=run.pick(3_000, 20_000), rate=300)
+        run.load(count=run.pick(3_000, 6_000), rate=300)
         run.await_progress(100)
         with ballast.open("wb", buffering=0) as file:
             while os.statvfs(small).f_bavail:
