@@ -271,15 +271,20 @@ class Checkpointer:
             except TimestampError:
                 continue  # not a stamp of ours; it decides nothing
 
-    async def finish(self) -> None:
-        """Bring what is in hand to its commit, within a bound."""
+    async def finish(self, *, sends_more: bool = True) -> None:
+        """Bring what is in hand to its commit, within a bound.
+
+        Args:
+            sends_more: Whether effects that have not left may do so.
+        """
         try:
             async with asyncio.timeout(FINISH_TIMEOUT_S):
                 for _ in range(2):  # the one that runs, and the one for what came after it
                     if self._flush is not None:
                         await asyncio.wait([self._flush])
                     self.settle()
-                    self.start_flush()
+                    if sends_more:
+                        self.start_flush()
                 if self._flush is not None:
                     await asyncio.wait([self._flush])
                 for _ in range(2):

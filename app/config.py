@@ -149,6 +149,10 @@ class Settings(BaseModel):
         default=5_000,
         description="Offsets of a partition for which a trade sent twice is booked once; 0: none.",
     )
+    dlq_breaker_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2,
+        description="Share of the last 1,000 records of a partition that may be refused; 1: all.",
+    )
     quarantine_dir: Path | None = Field(
         default=None,
         description="For batches that cannot be read; `.trade-stream/quarantine` without.",

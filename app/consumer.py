@@ -17,6 +17,7 @@ import json
 import os
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Final
@@ -254,7 +255,11 @@ class TradeConsumer:
             started_s = self._monotonic()
             result = partition.processor.process_batch(chunk, effects_from=partition.effects_from)
             self._metrics.observe_process(self._monotonic() - started_s)
-            self._collect(partition, chunk, result)
+            count = _count_open(chunk.offsets, partition.effects_from)
+            if partition.breaker.note(count, len(result.refusals)):
+                await self._hold_back(partition, result)
+                return
+            self._collect(partition, chunk, result, count)
             await asyncio.sleep(0)  # heartbeats, fetches and sends share this loop
             if batch.epoch != self._source.assignment.epoch:
                 return
@@ -263,15 +268,29 @@ class TradeConsumer:
         self._processed += 1
         self._metrics.observe_batch(len(batch.values), self._monotonic() - began_s)
 
-    def _collect(self, partition: OpenPartition, batch: RecordBatch, result: BatchResult) -> None:
+    async def _hold_back(self, partition: OpenPartition, result: BatchResult) -> None:
+        """Stop a partition before a flood of dead letters leaves; what has left already ends."""
+        # Nothing more may leave: its holdings are ahead of the dead letters that are held back.
+        await self._checkpointer.finish(sends_more=False)
+        self._part_with_refused()
+        if self._open.get(partition.number) is partition:
+            ((reason, _),) = Counter(r.reason for r in result.refusals).most_common(1)
+            self._stop_partition(
+                partition.number,
+                f"{partition.breaker}, at last mostly as {reason}; they are held back. Mend the"
+                " cause and start again, or let them become dead letters: DLQ_BREAKER_SHARE=1",
+            )
+
+    def _collect(
+        self, partition: OpenPartition, batch: RecordBatch, result: BatchResult, count: int
+    ) -> None:
         effects = partition.effects
         if result.refusals or result.misplaced:
             self._collect_sends(partition, batch, result)
         if result.touched:
             effects.touched |= dict.fromkeys(result.touched)
-        for fate, count in result.fates.items():
-            effects.fates[fate] += count
-        count = _count_open(batch.offsets, partition.effects_from)
+        for fate, records in result.fates.items():
+            effects.fates[fate] += records
         partition.consumed_records += count
         self.stats.consumed_records += len(batch.offsets)
         self.stats.uncounted_records += len(batch.offsets) - count

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from app.breaker import Breaker
 from app.checkpoint import PartitionEffects
 from app.config import KeyMismatch, OnGap, Settings
 from app.errors import OffsetGapError, TransportError
@@ -36,6 +37,7 @@ class OpenPartition:
         is_settled: Whether every effect so far is acknowledged and committed.
         consumed_records: Records processed whose fate was open, and `settled_records` how many of
             them have their fate by a commit.
+        breaker: Counts what is refused.
         unreadable_tries: How often the batch at `next_offset` could not be read.
         read_again_s: Monotonic time at which it is tried again; 0 where nothing waits for that.
         appended: Offsets of records in flight and their append times (ms), some of them.
@@ -48,6 +50,7 @@ class OpenPartition:
     committed: int
     changelog_offset: int
     last_write_s: float
+    breaker: Breaker
     flushed_s: float = 0.0
     effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     acked: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
@@ -150,6 +153,7 @@ class Takeover:
             committed=start.offset,
             changelog_offset=changelog_offset,
             last_write_s=self._monotonic(),
+            breaker=Breaker(self._settings.dlq_breaker_share),
         )
         partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
         return partition

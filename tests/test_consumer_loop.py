@@ -353,7 +353,7 @@ async def test_a_hanging_publisher_bounds_what_is_in_flight() -> None:
 async def test_large_dead_letters_in_flight_are_bounded_by_their_bytes() -> None:
     """Few records may be much memory: with no acks the partition is paused near that bound."""
     size = 1024 * 1024
-    world = World()
+    world = World(dlq_breaker_share=1)
     worker = await started(world)
     worker.source.max_records = 2
     worker.publisher.hold()
@@ -366,6 +366,55 @@ async def test_large_dead_letters_in_flight_are_bounded_by_their_bytes() -> None
     worker.publisher.release()
     await until(lambda: world.committed[0] == 100)
     assert +(await worker.finish()).fates == {Fate.DEAD_LETTERED: 100}
+
+
+@virtual_time
+async def test_a_flood_of_dead_letters_is_held_back() -> None:
+    """Where too much is refused nothing of it leaves, good trades beside it wait, others flow."""
+    world = World(consumer_chunk_records=500)
+    put(world, *[trade(HERE)] * 150)
+    worker = await started(world)
+    await until(lambda: world.committed[0] == 150)
+    worker.source.max_records = 150
+    put(world, *[trade(HERE), POISON] * 150)
+    put(world, *[trade(THERE)] * 300, partition=1)
+    await until(lambda: worker.consumer.stats.stopped.keys() == {0})
+    await until(lambda: world.committed.get(1) == 300)
+    stats = await worker.finish()
+    assert (
+        "75 of the last 300 records were refused, at last mostly as body-not-json"
+        in (stats.stopped[0])
+    )
+    assert not world.broker.records(DEAD_LETTERS)
+    assert world.committed[0] == 150
+    assert world.newest_positions()[HERE]["trade_count"] == 150
+
+
+@virtual_time
+async def test_no_position_leaves_ahead_of_a_flood_that_is_held_back() -> None:
+    """A position that was to be written holds trades of the flood by then: it waits as well."""
+    world = World(consumer_chunk_records=100)
+    put(world, *[trade(HERE)] * 100, *[trade(HERE), POISON] * 50)
+    worker = world.worker()
+    await worker.start()
+    await until(lambda: worker.consumer.stats.stopped.keys() == {0})
+    await worker.finish()
+    assert world.newest_positions() == {}
+    assert world.committed[0] == 0
+
+
+@virtual_time
+async def test_a_flood_that_is_accepted_becomes_dead_letters() -> None:
+    """What was held back is judged anew: each record gets its one fate."""
+    world = World()
+    put(world, *[trade(HERE), POISON] * 200)
+    assert (await world.consume()).stopped.keys() == {0}
+    world.settings = world.settings.model_copy(update={"dlq_breaker_share": 1.0})
+    await world.consume()
+    assert world.committed == world.ends
+    offsets = [headers_of(r)["__dlq.errors.offset"] for r in world.broker.records(DEAD_LETTERS)]
+    assert sorted(map(int, offsets)) == list(range(1, 400, 2))
+    assert world.newest_positions()[HERE]["trade_count"] == 200
 
 
 @virtual_time

@@ -33,7 +33,11 @@ LARGE: Final = 600  # dead letters of 1 MiB each
 @pytest.fixture
 def world(kafka_bootstrap: str, tmp_path: Path) -> Iterator[World]:
     """A world of one test."""
-    made = World(kafka_bootstrap, partitions=2, extra={"QUARANTINE_DIR": str(tmp_path)})
+    made = World(
+        kafka_bootstrap,
+        partitions=2,
+        extra={"QUARANTINE_DIR": str(tmp_path), "DLQ_BREAKER_SHARE": "1"},
+    )
     yield made
     made.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 
 from aiokafka import AIOKafkaProducer
 from confluent_kafka.cimpl import NewPartitions
@@ -18,7 +19,8 @@ _SPOILT = 1
 
 @scenario(is_calm=True)
 def poison(run: Run) -> None:
-    """A fifth of the records, then all of them, cannot be used."""
+    """A fifth of the records, then all of them, cannot be used, and become dead letters."""
+    run.world.extra["DLQ_BREAKER_SHARE"] = "1"
     run.worker()
     run.load(count=run.pick(3_000, 20_000), rate=run.pick(600, 1_000), poison=0.2, foreign=0.05)
     run.finish_loads()
@@ -26,6 +28,27 @@ def poison(run: Run) -> None:
     run.drain()
     run.stop_workers()
     run.bite("dead letters", run.check().counts["dead_lettered"])
+
+
+@scenario(is_calm=True)
+def bad_deploy(run: Run) -> None:
+    """All records become useless at once: every partition stops before they are dead-lettered."""
+    worker = run.worker()
+    run.expected_exits = {_NEEDS_PERSON}
+    run.load(count=run.pick(3_000, 6_000), rate=600, poison=0.02)
+    run.finish_loads()
+    run.note("nothing but poison")
+    run.load(count=run.pick(5_000, 12_000), rate=run.pick(600, 200), poison=1.0)
+    partitions = run.world.partitions
+    run.wait(lambda: worker.logged("partition_stopped") == partitions, "every partition stops")
+    run.finish_loads()
+    run.stop_workers()
+    letters = Counter(letter.partition for letter in run.world.read(run.world.dead_letters))
+    run.measure("dead_letters_of_a_partition", max(letters.values()), most=1_000.0)
+    run.bite("records held back", run.world.lag())
+    run.note("let them pass")
+    run.world.extra["DLQ_BREAKER_SHARE"] = "1"
+    run.expected_exits = {0}
 
 
 @scenario(is_calm=True)
