@@ -7,6 +7,7 @@ from typing import Final
 
 from app.codec import MAX_COMMON_BYTES, decode_event
 from app.errors import InvalidTradeError
+from app.models import TradeEvent
 
 _STAMPS: Final = {"published_at": None, "processed_at": None}
 """What a sender may write anew when it sends a trade again."""
@@ -71,22 +72,28 @@ class DedupeWindow:
         self.known = {}
         self._next_block = (block + 1) * self.block_size
 
-    def note(self, trade_id: str, value: bytes) -> None:
-        """Remember a trade, if the current block does not have it."""
+    def note(self, event: TradeEvent, value: bytes) -> None:
+        """Remember a trade, and the body it was read from, if the current block has it not yet."""
+        trade_id = str(event.trade_id)
         if trade_id not in self.known:
-            self.known[trade_id] = value if len(value) <= MAX_COMMON_BYTES else _digest(value)
+            self.known[trade_id] = value if len(value) <= MAX_COMMON_BYTES else _digest(event)
 
-    def recognises(self, trade_id: str, value: bytes) -> bool:
+    def recognises(self, event: TradeEvent, value: bytes) -> bool:
         """Tell whether a trade is in the window; if so, it is noted in the current block, too.
 
         Raises:
             InvalidTradeError: Its id is, with another content: two systems disagree about it.
         """
+        trade_id = str(event.trade_id)
         known_as = self.known.get(trade_id) or self.known_before.get(trade_id)
         if known_as is None:
             return False
-        self.note(trade_id, value)
-        if known_as != value and _digest(known_as) != _digest(value):
+        self.note(event, value)
+        if known_as == value:
+            return True
+        if isinstance(known_as, bytes):
+            known_as = _digest(decode_event(known_as)[0])
+        if known_as != _digest(event):
             raise InvalidTradeError(
                 "version-conflict", "another trade with this trade_id and version is booked"
             )
@@ -100,10 +107,7 @@ class _KeepsNothing(dict[str, _Noted]):
         """Forget it at once."""
 
 
-def _digest(noted: bytes | str) -> str:
+def _digest(event: TradeEvent) -> str:
     """Give the digest of what a trade says, whatever its body looks like."""
-    if isinstance(noted, str):
-        return noted
-    event, _, _ = decode_event(noted)
     content = {name: getattr(event, name) for name in event.__struct_fields__} | _STAMPS
     return blake2b(repr(content).encode(), digest_size=16).hexdigest()

@@ -287,7 +287,7 @@ class TradeProcessor:
         fate = self._recognised(holding, event, value, offset, origin)
         if fate is None:
             self._book(holding, event, trade, offset)
-        self.window.note(str(event.trade_id), value)
+        self.window.note(event, value)
         if fate is Fate.BOOKED:
             result.already_applied += is_open
             return fate
@@ -308,7 +308,7 @@ class TradeProcessor:
         self, holding: Holding, event: TradeEvent, value: bytes, offset: int, origin: Origin | None
     ) -> Fate | None:
         """Give the fate of a trade that must not be booked: it was sent twice, or is booked."""
-        if self.window.recognises(str(event.trade_id), value):
+        if self.window.recognises(event, value):
             return Fate.DUPLICATE
         if offset <= holding.source_offset or offset < self._applies_from:
             # Booked by an earlier life, unless it was refused: that says it again.
