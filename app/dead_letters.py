@@ -180,7 +180,7 @@ def _bounded(record: Record) -> tuple[list[tuple[str, bytes | None]], bool]:
     for name, value in record.headers:
         if name.startswith(("__dlq.errors.", "x-dlq-")) or name == h.ORIGINAL_TOPIC:
             continue
-        size += len(name.encode()) + len(value or b"")
+        size += h.size_of([(name, value)])
         if size > MAX_ORIGINAL_HEADER_BYTES or len(kept) == MAX_ORIGINAL_HEADERS:
             return kept, True
         kept.append((name, value))

@@ -94,6 +94,12 @@ class LogFaults:
             partition.read_again_s = self._monotonic() + pause_s
             self._source.pause([partition.number])
             return None
+        if not self._source.is_raw:
+            # A good batch before it fails with it: put aside, it would be lost to whoever skips.
+            return (
+                f"{why}; to find out which one, and to put it aside, start again with"
+                " KAFKA_RAW_BATCHES=true"
+            )
         try:
             fetched = await self._source.stored_bytes(partition.number, partition.next_offset)
             batch = UnreadableBatch.first_of(fetched, partition.next_offset)

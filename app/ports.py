@@ -104,6 +104,10 @@ class RecordSource(Protocol):
         """What is ours now; a new epoch means that every partition is gated until it is sought."""
 
     @property
+    def is_raw(self) -> bool:
+        """Whether batches are read one by one: what cannot be read is then the one that is due."""
+
+    @property
     def is_revoking(self) -> bool:
         """Whether the group waits for us to finish work and call `confirm_revocation`."""
 

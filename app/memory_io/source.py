@@ -32,6 +32,8 @@ class MemorySource:
         unreadable: Partitions and offsets of records whose bytes make no sense.
     """
 
+    is_raw = True
+
     def __init__(
         self, broker: MemoryBroker, topic: str, group: str, *, max_records: int = 500
     ) -> None:

@@ -37,7 +37,7 @@ async def _publish(world: World) -> None:
 
 def test_unreadable_header_stops_its_partition_and_no_other(world: World, tmp_path: Path) -> None:
     """The bytes of the bad batch are kept; a command goes on after it, and the rest is booked."""
-    world.extra["QUARANTINE_DIR"] = str(tmp_path)
+    world.extra |= {"QUARANTINE_DIR": str(tmp_path), "KAFKA_RAW_BATCHES": "true"}
     world.create_topics()
     asyncio.run(_publish(world))
     summary = json.loads(world.run("consume", "--until-caught-up", "--json", exit_code=4))
@@ -56,6 +56,24 @@ def test_unreadable_header_stops_its_partition_and_no_other(world: World, tmp_pa
     )
     assert world.consume_all()["fates"] == {"booked": 1, "rekeyed": 1}
     assert [row["quantity"] for row in world.positions()] == ["2"]
+
+
+def test_no_good_batch_is_put_aside_where_the_bad_one_is_not_known(
+    world: World, tmp_path: Path
+) -> None:
+    """Public calls fail for the good batch before it as well: the other way tells them apart."""
+    world.extra |= {"QUARANTINE_DIR": str(tmp_path), "KAFKA_RAW_BATCHES": "false"}
+    world.create_topics()
+    asyncio.run(_publish(world))
+    summary = json.loads(world.run("consume", "--until-caught-up", "--json", exit_code=4))
+    assert "KAFKA_RAW_BATCHES=true" in summary["stopped_partitions"]["0"]
+    assert summary["reasons"] == {"body-not-json": 20}
+    assert not list(tmp_path.iterdir())
+    assert json.loads(world.run("quarantine", "list", "--json")) == []
+    world.extra["KAFKA_RAW_BATCHES"] = "true"
+    world.run("consume", "--until-caught-up", "--json", exit_code=4)
+    (batch,) = json.loads(world.run("quarantine", "list", "--json"))
+    assert (batch["partition"], batch["offset"]) == (0, 1)
 
 
 def test_compressed_bomb_is_cut_in_its_dead_letter_and_the_stream_goes_on(world: World) -> None:
