@@ -88,6 +88,10 @@ def _remark(row: Row) -> str:
     dropped = sum(run["dropped"] for run in row["runs"])
     if dropped:
         said.append(f"{dropped} of {len(row['runs'])} runs dropped")
+    for run in row["runs"]:
+        if run.get("moved"):
+            before, after = run["calibration_ms"]
+            said.append(f"the machine moved: calibration {before} ms before, {after} ms after")
     if row["table"] != "ours" and row["ratios"]:
         if row["ratios"]["cpu_s_per_million"][1] > 1:
             said.append("**cheaper than ours**")

@@ -4,7 +4,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,11 +13,10 @@ from benchmarks.machine import REFERENCE_MS, calibrate
 
 MOVED: Final = 1.5
 """A run is dropped when the calibrations around it differ by more than this factor."""
-
-
 _TRIES: Final = 2
-_MANY: Final = 7  # of so many rounds some may be dropped without another try
 """Within a round: a run that is dropped is made again, once."""
+_MANY: Final = 7  # of so many rounds some may be dropped without another try
+_LONG_S: Final = 60.0  # its calibrations are so far apart that another try says no more
 
 
 class GateError(Exception):
@@ -48,7 +47,8 @@ class Row:
     """What the rounds of one entry came to.
 
     Attributes:
-        runs: Every run with its calibrations; those with `dropped` are in no figure.
+        runs: Every run with its calibrations; those with `dropped` are in no figure. Where nothing
+            is compared the last run is not dropped but shown as `moved`.
         figures: `[first quartile, median, third quartile]` of each figure.
         ratios: Likewise, of the baseline over this one, within a round.
         error: Why it has no figure, or none from some round on.
@@ -93,8 +93,10 @@ def measure(
                 _run_once(entry, row, number)
                 took_s = time.monotonic() - started
                 say(f"  {number + 1}/{rounds}  {took_s:5.1f} s  {entry.name}: {_brief(row)}")
-                if row.runs and not row.runs[-1]["dropped"]:
+                if row.runs and (not row.runs[-1]["dropped"] or took_s > _LONG_S):
                     break
+    if baseline is None:
+        _show_the_last(rows.values())
     for row in rows.values():
         if row.error:
             continue  # what came out well before is in its runs
@@ -130,6 +132,12 @@ def _run_once(entry: Entry, row: Row, number: int) -> None:
             **figures,
         }
     )
+
+
+def _show_the_last(rows: Iterable[Row]) -> None:
+    for row in rows:
+        if row.runs and row.runs[-1]["dropped"]:
+            row.runs[-1] |= {"dropped": False, "moved": True}
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
