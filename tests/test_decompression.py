@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config import Settings
-from app.kafka_io import decompression
+from app.kafka_io import batch_consumer, decompression
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.raw_batches import RawBatch
 from tests.test_raw_batches import fetched, row
@@ -220,6 +220,7 @@ DEFUSE: Final = """
 import json, resource, sys
 from pathlib import Path
 from aiokafka.record.default_records import DefaultRecordBatch
+from app.kafka_io import batch_consumer
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.raw_batches import RawBatch
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -384,3 +385,18 @@ async def test_poll_ends_with_what_is_large_and_goes_on_with_another_partition()
         [(1, [2])],
     ]
     assert not source._readable()
+
+
+async def test_one_partition_is_read_as_long_as_there_is_something_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A poll that is not full takes the next one, too."""
+    monkeypatch.setattr(batch_consumer, "_RECORDS_A_POLL", 2)
+    source = KafkaSource(Settings())
+    fetched_batches(source, 0, b"x", 3)
+    fetched_batches(source, 1, b"x", 3)
+    taken = [
+        [(batch.partition, list(batch.offsets)) for batch in await source.poll(timeout_s=0)]
+        for _ in range(3)
+    ]
+    assert taken == [[(0, [0, 1])], [(0, [2]), (1, [0, 1])], [(1, [2])]]

@@ -41,12 +41,10 @@ COMMIT_TIMEOUT_S: Final = 10.0  # B9: commit() itself would retry without end
 REVOKE_TIMEOUT_S: Final = 20.0
 """How long a rebalance waits for the work in hand; below the rebalance timeout of the group."""
 
-_RECORDS_A_POLL: Final = 4_000
-"""A poll decodes batches until it has so many records: what it may hold up the event loop with."""
+_RECORDS_A_POLL: Final = 500
+"""A poll decodes until it has so many records: few enough to be in the cache when processed."""
 _BYTES_A_POLL: Final = 16 * 1024 * 1024
 """Likewise, of what was compressed: what a thousand batches hold may be small in the log alone."""
-_RECORDS_A_BATCH: Final = 500
-"""Batches of the log are put together to so many records: each one has its fixed costs."""
 _PROBE_MS: Final = 500
 # A1, A2: bytes of a batch that the client cannot take apart; again at every try.
 _UNREADABLE: Final = (UnicodeDecodeError, CorruptRecordException)
@@ -200,22 +198,25 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Give what has arrived for partitions that are sought, or wait for it."""
         if self._changed is not None:
             raise self._changed
-        if not self._readable():
+        if self._readable() is None:
             await self._fetch(timeout_s)
         batches: list[RecordBatch] = []
         count, enough = 0, decompressed_bytes() + _BYTES_A_POLL
-        while count < _RECORDS_A_POLL and (readable := self._readable()):
-            for partition in readable:
-                try:
-                    batch = self._decoded(partition, enough)
-                except Exception as exc:
-                    if batches:
-                        return batches  # this one raises at the next poll
-                    raise _unreadable(partition, self._sought[partition], exc) from exc
-                batches.append(batch)
-                count += len(batch.values)
-                if decompressed_bytes() >= enough:
-                    return batches
+        # One partition for as long as there is something of it: its positions and its window are in
+        # the cache then. The others wait for what one fetch gave, if that is small.
+        while count < _RECORDS_A_POLL and (partition := self._readable()) is not None:
+            try:
+                batch = self._decoded(partition, enough)
+            except Exception as exc:
+                if batches:
+                    break  # this one raises at the next poll
+                raise _unreadable(partition, self._sought[partition], exc) from exc
+            batches.append(batch)
+            count += len(batch.values)
+            if decompressed_bytes() >= enough:
+                if partition in self._backlog:
+                    self._backlog[partition] = self._backlog.pop(partition)  # the last one now
+                break
         return batches
 
     def _decoded(self, partition: int, enough: int) -> RecordBatch:
@@ -231,22 +232,19 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                     raise
                 break  # it raises again when it is the first
             next_offset = backlog.popleft().next_offset
-            if not backlog or len(records) >= _RECORDS_A_BATCH or decompressed_bytes() >= enough:
+            if not backlog or len(records) >= _RECORDS_A_POLL or decompressed_bytes() >= enough:
                 break
             if backlog[0].base_offset > next_offset:
                 break  # some are missing in between: the next batch says so
+        if not backlog:
+            del self._backlog[partition]
         self._sought[partition] = next_offset
-        # A poll that ends early ends with another one: the last of all next time.
-        self._backlog[partition] = self._backlog.pop(partition)
         epoch = self._assignment.epoch
         return RecordBatch.of(partition, epoch, records, next_offset, base_offset)
 
-    def _readable(self) -> list[int]:
-        return [
-            partition
-            for partition, backlog in self._backlog.items()
-            if backlog and partition not in self._paused
-        ]
+    def _readable(self) -> int | None:
+        """Name the partition that is next, if there is anything of any."""
+        return next((number for number in self._backlog if number not in self._paused), None)
 
     async def _fetch(self, timeout_s: float) -> None:
         """Take over what the client has, or wait for it; nothing comes where there is nothing."""
