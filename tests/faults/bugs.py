@@ -6,17 +6,19 @@ classes of the product in the process of `worker`, before it starts.
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
 from app.config import Settings
+from app.consumer import TradeConsumer
 from app.errors import UnreadableError
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.pnl import Holding
-from app.ports import OutgoingRecord, RecordBatch, SendOutcome, SendState
+from app.ports import Assignment, OutgoingRecord, RecordBatch, SendOutcome, SendState
 from app.services import TradeProcessor
 from app.stores.changelog import Changelog, Restored
 
@@ -34,6 +36,19 @@ def _commits_first(poll: Any) -> Any:
         return batches
 
     return hasty
+
+
+def _commits_unnamed(_: Any) -> Any:
+    """Commit without naming offsets: whatever the client has handed out counts as done."""
+
+    async def unnamed(self: KafkaSource, next_offsets: Mapping[int, int]) -> bool:
+        try:
+            await self._consumer.commit()
+        except KafkaError:
+            return False
+        return bool(next_offsets)
+
+    return unnamed
 
 
 def _not_awaited(topic_of: Callable[[Settings], str]) -> Callable[[Any], Any]:
@@ -80,7 +95,10 @@ def _swallows_unreadable(poll: Any) -> Any:
         try:
             batches: list[RecordBatch] = await poll(self, timeout_s=timeout_s)
         except UnreadableError as exc:
-            self._sought[exc.partition] = self._backlog[exc.partition].popleft().next_offset
+            backlog = self._backlog.pop(exc.partition)
+            self._sought[exc.partition] = backlog.popleft().next_offset
+            if backlog:
+                self._backlog[exc.partition] = backlog
             return []
         return batches
 
@@ -117,14 +135,63 @@ def _no_window(init: Any) -> Any:
     return blind
 
 
+def _no_seek(_: Any) -> Any:
+    """Poll on after a failed fetch, from wherever the client's positions are by then."""
+    os.environ["KAFKA_RAW_BATCHES"] = "false"  # there a failed fetch has moved those of others
+
+    def unmoved(_: TradeConsumer) -> None:
+        """Leave every position where it is."""
+
+    return unmoved
+
+
+def _no_epoch(assigned: Any) -> Any:
+    """Let the loop think that the first assignment lasts for ever."""
+
+    def unnoticed(self: KafkaSource, partitions: Any) -> None:
+        assigned(self, partitions)
+        self._assignment = Assignment(1, self._assignment.partitions)
+
+    return unnoticed
+
+
+def _no_new_producer(ensure: Any) -> Any:
+    """Keep a producer after it has died."""
+
+    async def faithful(self: KafkaPublisher) -> None:
+        self._is_dead = self._producer is None
+        await ensure(self)
+
+    return faithful
+
+
+def _no_origin(publish: Any) -> Any:
+    """Re-key trades without a word of where they stood."""
+
+    async def anonymous(
+        self: KafkaPublisher, records: Sequence[OutgoingRecord]
+    ) -> list[SendOutcome]:
+        topic = Settings.from_env().kafka_topic
+        bare = [replace(r, headers=()) if r.topic == topic else r for r in records]
+        outcomes: list[SendOutcome] = await publish(self, bare)
+        return outcomes
+
+    return anonymous
+
+
 BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "commits-first": (KafkaSource, "poll", _commits_first),
+    "commits-unnamed": (KafkaSource, "commit", _commits_unnamed),
     "letters-not-awaited": (KafkaPublisher, "publish", _not_awaited(lambda s: s.dlq_topic)),
     "positions-not-awaited": (KafkaPublisher, "publish", _not_awaited(lambda s: s.positions_topic)),
     "books-again": (Changelog, "restore", _books_again),
     "swallows-unreadable": (KafkaSource, "poll", _swallows_unreadable),
     "float-money": (Holding, "fill", _float_money),
     "last-record-wins": (Changelog, "_fold", _last_record_wins),
+    "no-seek": (TradeConsumer, "_seek_all", _no_seek),
+    "no-epoch": (KafkaSource, "on_partitions_assigned", _no_epoch),
+    "no-new-producer": (KafkaPublisher, "_ensure_producer", _no_new_producer),
+    "no-origin": (KafkaPublisher, "publish", _no_origin),
     "no-window": (TradeProcessor, "__init__", _no_window),
 }
 """Where each bug goes: the owner, the attribute, and what takes its place."""

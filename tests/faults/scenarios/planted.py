@@ -1,15 +1,20 @@
 """Bugs planted into the consumer: the harness proves that it can fail."""
 
-from tests.faults.scenarios import data, kills, wires
-from tests.faults.scenarios.registry import plant
+from tests.faults.scenarios import brokers, data, kills, wires
+from tests.faults.scenarios.registry import STUCK, plant
 
-_ = (data, kills, wires)  # have entered the scenarios that follow
+_ = (brokers, data, kills, wires)  # have entered the scenarios that follow
 
 plant("commits-first", "kill-at-random", "lost", "ahead")
+plant("commits-unnamed", "kill-at-random", "lost", "ahead")
 plant("letters-not-awaited", "kill-at-random", "lost", "ahead")
 plant("positions-not-awaited", "kill-at-random", "lost", "ahead")
 plant("books-again", "kill-at-random", "doubled")
 plant("swallows-unreadable", "flipped-fetches", "lost")
 plant("float-money", "poison", "wrong")
 plant("last-record-wins", "late-write", "lost")
+plant("no-seek", "flipped-fetches", "lost", STUCK)
+plant("no-epoch", "storm", "lost", "doubled", STUCK)
+plant("no-new-producer", "no-leader", STUCK)
+plant("no-origin", "kill-at-random", "invented", "doubled")
 plant("no-window", "sent-twice", "doubled")

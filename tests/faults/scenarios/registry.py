@@ -8,6 +8,9 @@ from tests.faults.checker import FINDINGS
 from tests.faults.run import Outcome, Run
 
 PLANTED: Final = "planted"
+STUCK: Final = "stuck"
+"""Of a planted bug: what was waited for did not come, or a worker had to be started anew."""
+_SIGNS: Final = ("not within ", " ended by itself: ")
 Play = Callable[[Run], None]
 
 
@@ -51,7 +54,10 @@ class Scenario:
         outcome = run.play(self.play)
         if not self.bug:
             return outcome
-        found = [p for p in outcome.problems if any(f", {kind}: " in p for kind in self.kinds)]
+        signs = [f", {kind}: " for kind in self.kinds]
+        if STUCK in self.kinds:
+            signs += _SIGNS
+        found = [p for p in outcome.problems if any(sign in p for sign in signs)]
         outcome.status = "ok" if found else "failed"
         if found:
             outcome.problems = found
@@ -59,7 +65,7 @@ class Scenario:
             outcome.problems.insert(0, f"nobody found the bug {self.bug}")
         # What the bug has lost and doubled is none of the product's.
         counts = {f"bug: {kind}": outcome.figures.pop(kind, 0.0) for kind in FINDINGS}
-        outcome.figures |= {name: count for name, count in counts.items() if count}
+        outcome.figures |= {name: n for name, n in counts.items() if n} or {f"bug: {STUCK}": 1}
         return outcome
 
 
