@@ -1,7 +1,6 @@
 """`./run.sh faults`: hurts real brokers and processes, and proves that nothing was lost."""
 
 import dataclasses
-import json
 import shutil
 import signal
 import sys
@@ -18,7 +17,7 @@ import typer
 
 from app.utils import configure_logging
 from tests.faults.cluster import FaultCluster, tmpfs
-from tests.faults.report import table
+from tests.faults.report import table, write_outcomes
 from tests.faults.run import Outcome, Run, is_cancelled
 from tests.faults.scenarios import SCENARIOS, Scenario
 
@@ -131,14 +130,19 @@ def _figures(outcome: Outcome) -> str:
     return ", ".join(shown)
 
 
-def _run_all(plan: Plan) -> list[Outcome]:
-    """Run calm scenarios in one lane and the others in a second one beside it."""
+def _run_all(plan: Plan, json_file: Path | None) -> list[Outcome]:
+    """Run calm scenarios in one lane and the others in a second one beside it.
+
+    `json_file` holds the outcomes so far at any time: hours of them survive whatever ends this.
+    """
     outcomes: list[Outcome] = []
 
     def drive(scenarios: Sequence[Scenario]) -> None:
         for outcome in Lane(plan, scenarios).outcomes():
             with _talking:
                 outcomes.append(outcome)
+                if json_file is not None:
+                    write_outcomes(json_file, outcomes)
             _tell(outcome, plan, len(outcomes))
 
     calm = [scenario for scenario in plan.scenarios if scenario.is_calm]
@@ -190,10 +194,8 @@ def main(
         folder=folder,
     )
     began_s = time.monotonic()
-    outcomes = _run_all(plan)
+    outcomes = _run_all(plan, json_file)
     seconds = time.monotonic() - began_s
-    if json_file is not None:
-        json_file.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1))
     text = table(outcomes, SCENARIOS)
     if report_file is not None:
         report_file.write_text(text)

@@ -1,11 +1,15 @@
-"""The outcomes of many runs as one table."""
+"""The outcomes of many runs as one table; of several files: `python -m tests.faults.report A B`."""
 
+import dataclasses
+import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 from tests.faults.run import Outcome
-from tests.faults.scenarios import Scenario
+from tests.faults.scenarios import SCENARIOS, Scenario
 
 _SUMS: Final = {"records": "records", "lost": "lost", "doubled": "doubled", "wrong": "wrong"}
 _WORST: Final = {
@@ -15,6 +19,18 @@ _WORST: Final = {
     "exit_s": "exit, s",
     "samples": "commits looked at",
 }
+
+
+def write_outcomes(file: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write outcomes as JSON, in place of what the file holds, and never half of it."""
+    beside = file.with_name(file.name + ".new")
+    beside.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1))
+    beside.replace(file)
+
+
+def read_outcomes(file: Path) -> list[Outcome]:
+    """Read what `write_outcomes` wrote."""
+    return [Outcome(**fields) for fields in json.loads(file.read_text())]
 
 
 def table(outcomes: Iterable[Outcome], scenarios: Mapping[str, Scenario]) -> str:
@@ -47,3 +63,7 @@ def _bites(outcomes: Iterable[Outcome]) -> str:
             if name.startswith(("bite: ", "bug: ")):
                 seen[name.partition(": ")[2]] += value
     return "; ".join(f"{_number(value)} {what}" for what, value in seen.items())
+
+
+if __name__ == "__main__":
+    print(table((o for file in sys.argv[1:] for o in read_outcomes(Path(file))), SCENARIOS), end="")
