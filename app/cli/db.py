@@ -75,7 +75,7 @@ def url(data_dir: DataDirOption) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context, data_dir: DataDirOption) -> None:
-    """Open PostgreSQL's own client on it; other options are the client's, such as `-c 'TABLE t'`."""
+    """Open PostgreSQL's own client on it; further options are the client's: `-c 'TABLE t'`."""
     postgres = _running(data_dir)
     # One takes the place of the other, so that keys, signals and exit code are the client's.
     os.execv(postgres.psql, [str(postgres.psql), postgres.url, *context.args])  # noqa: S606 - no shell is wanted

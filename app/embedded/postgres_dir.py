@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from app.embedded.postgres_programs import Account
-from app.embedded.postgres_settings import PORT
+from app.embedded.postgres_settings import SOCKET
 from app.errors import EmbeddedDatabaseError
 
 _SHARED_TEMP: Final = Path("/tmp")  # noqa: S108 - PostgreSQL's own choice; a folder of ours in it
@@ -49,7 +49,7 @@ class PostgresDir:
     def socket_dir(self) -> Path:
         """The folder of the socket; a short one in /tmp where the data directory's would not do."""
         own = self.path / "socket"
-        socket = str(own / f".s.PGSQL.{PORT}")
+        socket = str(own / SOCKET)
         if len(os.fsencode(socket)) <= _LONGEST_SOCKET and _FIT_FOR_SOCKET.fullmatch(socket):
             return own
         name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
@@ -133,14 +133,11 @@ class PostgresDir:
 
     def log_lines(self) -> list[str]:
         """Read the log; empty before the first start."""
-        try:
-            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
+        return _lines(self.log)
 
     def is_serving(self, pid: int) -> bool:
         """Tell whether the server with this pid has written that it lets clients in."""
-        lines = self._postmaster_lines()
+        lines = _lines(self._postmaster)
         return (
             len(lines) > _STATUS_LINE
             and lines[0] == str(pid)
@@ -150,17 +147,20 @@ class PostgresDir:
     def forget_server(self, pid: int) -> None:
         """Remove what a server that was killed has left of itself.
 
-        PostgreSQL does so by itself, unless another process has its pid by now. May be called only
-        by who has locked `in_use`: then no process of that server is left.
+        PostgreSQL does so by itself, unless its pid still means something: another process, or its
+        own zombie where the first process of a container does not reap. May be called only by who
+        has locked `in_use`: then no process of that server is left.
         """
-        if self._postmaster_lines()[:1] == [str(pid)]:
-            self._postmaster.unlink()
+        for path in (self._postmaster, self.socket_dir / f"{SOCKET}.lock"):
+            if _lines(path)[:1] == [str(pid)]:
+                path.unlink()
 
-    def _postmaster_lines(self) -> list[str]:
-        try:
-            return self._postmaster.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _give(folder: Path, account: Account | None) -> None:

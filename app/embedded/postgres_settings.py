@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 PORT: Final = 5432  # no TCP port: a part of the socket's name
+SOCKET: Final = f".s.PGSQL.{PORT}"
 
 _SETTINGS: Final = {
     # What was committed outlives a crash of the server and of the machine.
