@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,9 +26,15 @@ from app.errors import ConfigError
 
 HIGH_VOLUME_COUNT: Final = 100_000
 _TOPIC_PATTERN: Final = r"^[A-Za-z0-9._-]{1,249}$"
-_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION", "HEALTH_")
+_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION", "HEALTH_", "DATABASE_")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _LARGEST_PORT: Final = 65_535
+EMBEDDED_DATABASE: Final = "embedded"
+_DATABASE_SERVER: Final = re.compile(r"([\w.%-]+|\[[0-9A-Fa-f:.]+\])?(:\d{1,5})?", re.ASCII)
+_DATABASE_FORM: Final = (
+    "must be `embedded` or postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
+    " with / ? # @ : [ ] % of a password written as %2F %3F %23 %40 %3A %5B %5D %25"
+)
 
 
 def _servers(text: str) -> str:
@@ -36,6 +43,27 @@ def _servers(text: str) -> str:
         if match is None or not 0 < int(match.group(2)) <= _LARGEST_PORT:
             raise ValueError("must be host:port, or several of them with commas between")
     return text
+
+
+def _database(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value().strip()
+    if text == EMBEDDED_DATABASE:
+        return SecretStr(text)
+    try:
+        scheme, netloc, path, query, fragment = urlsplit(text)
+    except ValueError:  # says what it has read, which may be of the password
+        raise ValueError(_DATABASE_FORM) from None
+    servers = netloc.rpartition("@")[2].split(",")
+    if (
+        not text.startswith(f"{scheme}://")
+        or scheme not in {"postgresql", "postgres"}
+        # What stands behind an unescaped / ? or # of a password is taken for something else.
+        or not all(map(_DATABASE_SERVER.fullmatch, servers))
+        or "@" in path + query
+        or fragment
+    ):
+        raise ValueError(_DATABASE_FORM)
+    return SecretStr(text)
 
 
 Topic = Annotated[str, Field(pattern=_TOPIC_PATTERN)]
@@ -115,6 +143,10 @@ class Settings(BaseModel):
     kafka_raw_batches: bool = Field(
         default=True,
         description="Read whole record batches; false uses the client's public calls, slower.",
+    )
+    database_url: Annotated[SecretStr, AfterValidator(_database)] | None = Field(
+        default=None,
+        description="PostgreSQL of the ledger: `postgresql://…`, or `embedded`. No ledger without.",
     )
     high_volume: bool = Field(
         default=False, description=f"Publish {HIGH_VOLUME_COUNT:,} trades as fast as possible."
@@ -295,6 +327,8 @@ def describe(settings: Settings, environ: Mapping[str, str] | None = None) -> li
     for name, info in Settings.model_fields.items():
         value = getattr(settings, name)
         shown = str(value) if isinstance(value, SecretStr | Path) else value
+        if name == "database_url" and value is not None:
+            shown = _without_password(value.get_secret_value())
         rows.append(
             {
                 "name": name.upper(),
@@ -314,13 +348,23 @@ def _is_loopback(server: str) -> bool:
         return host == "localhost"
 
 
+def _without_password(database: str) -> str:
+    if database == EMBEDDED_DATABASE:
+        return database
+    scheme, netloc, path, _, _ = urlsplit(database)  # the query may hold a password too
+    account, at, servers = netloc.rpartition("@")
+    user, colon, _ = account.partition(":")
+    return f"{scheme}://{user}{':***' if colon else ''}{at}{servers}{path}"
+
+
 def _problems(error: dict[str, Any]) -> list[str]:
     name = "_".join(str(part) for part in error["loc"]).upper()
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message.split("\n")
     given = error["input"]
-    shown = "***" if "PASSWORD" in name else repr(given)
+    # A database's address holds a password, and what it looks like is not known when it is wrong.
+    shown = "***" if "PASSWORD" in name or name.startswith("DATABASE_URL") else repr(given)
     return [f"{name}: {message} (was {shown})"]
 
 

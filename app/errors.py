@@ -13,7 +13,9 @@
     ├── LedgerError              the database is not fit for the ledger: a person decides
     ├── StalledError             a worker gets nowhere, and nobody knows why: end it, start anew
     ├── ReplayFileError          a file cannot be used: name it, and replay the next one
-    └── EmbeddedBrokerError      the broker that we start ourselves cannot start or stop
+    └── EmbeddedError            a server that we start ourselves cannot start or stop
+        ├── EmbeddedBrokerError      Apache Kafka
+        └── EmbeddedDatabaseError    PostgreSQL
 
 Anything else that escapes is a bug: it stops the process and is never swallowed.
 """
@@ -116,5 +118,13 @@ class ReplayFileError(TradeStreamError):
         self.problem = problem
 
 
-class EmbeddedBrokerError(TradeStreamError):
+class EmbeddedError(TradeStreamError):
+    """A server that we start ourselves cannot be started or stopped; says what to do."""
+
+
+class EmbeddedBrokerError(EmbeddedError):
     """The embedded Apache Kafka cannot be started, stopped or prepared; says what to do."""
+
+
+class EmbeddedDatabaseError(EmbeddedError):
+    """The embedded PostgreSQL cannot be started, stopped or prepared; says what to do."""

@@ -7,7 +7,7 @@ compile() {
     uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 \
         --custom-compile-command "bash requirements/lock.sh" pyproject.toml "$@"
 }
-compile --extra broker --extra parquet --group test -o requirements.txt "${@}"
+compile --extra broker --extra parquet --extra postgres --group test -o requirements.txt "${@}"
 compile -c requirements.txt -o requirements/runtime.txt
 compile --group dev -c requirements.txt -o requirements/dev.txt
 compile --group fuzz -c requirements.txt -o requirements/fuzz.txt

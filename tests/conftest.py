@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal
@@ -37,6 +39,15 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield kafka.bootstrap
     finally:
         kafka.stop()
+
+
+@pytest.fixture(scope="module")
+def open_dir() -> Iterator[Path]:
+    """A folder that every user may enter, for PostgreSQL, which never runs as root."""
+    folder = Path(tempfile.mkdtemp(prefix="trade-stream-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

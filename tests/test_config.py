@@ -53,6 +53,7 @@ def test_empty_environment_gives_the_documented_defaults() -> None:
     assert settings.kafka_security_protocol is SecurityProtocol.PLAINTEXT
     assert settings.key_mismatch is KeyMismatch.REKEY
     assert settings.on_gap is OnGap.STOP
+    assert settings.database_url is None
 
 
 def test_given_environment_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +163,50 @@ def test_servers_without_host_and_port_are_refused(servers: str) -> None:
             f" (was {servers!r})"
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("embedded", "embedded"),
+        (" embedded\n", "embedded"),
+        ("postgresql://desk:hunter2@db:5432/ledger", "postgresql://desk:***@db:5432/ledger"),
+        ("postgres://desk:hun%40ter2@db/ledger", "postgres://desk:***@db/ledger"),
+        ("postgres://desk:@hunter2@db/ledger", "postgres://desk:***@db/ledger"),
+        ("postgresql://desk@db/ledger?password=hunter2", "postgresql://desk@db/ledger"),
+        (
+            "postgresql://desk:hunter2@[::1]:1,b:2/ledger",
+            "postgresql://desk:***@[::1]:1,b:2/ledger",
+        ),
+        ("postgresql:///ledger?host=/run/postgresql", "postgresql:///ledger"),
+    ],
+)
+def test_database_is_shown_without_its_password(given: str, shown: str) -> None:
+    """The list of settings says which database it is, and neither it nor a repr says the secret."""
+    settings = Settings.from_env({"DATABASE_URL": given})
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == given.strip()
+    assert {row["name"]: row["value"] for row in describe(settings)}["DATABASE_URL"] == shown
+    assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("Embedded", "hunter2", "postgres:hunter2", "mysql://desk:hunter2@db/ledger"),
+        *("postgresql+asyncpg://desk:hunter2@db/ledger", "postgres://desk:a/hunter2@db/ledger"),
+        *("postgres://desk:12/hunter2@db/ledger", "postgres://desk:12?hunter2@db/ledger"),
+        *("postgres://desk:12#hunter2@db/ledger", "postgres://desk:[hunter2@db/ledger"),
+        "postgres://desk@hunter2:db/ledger",
+    ],
+)
+def test_wrong_database_is_refused_without_being_shown(given: str) -> None:
+    """Another kind of address, or a password with a character that parts addresses, is refused."""
+    with pytest.raises(ConfigError) as refused:
+        Settings.from_env({"DATABASE_URL": given})
+    (problem,) = refused.value.problems
+    assert problem.startswith("DATABASE_URL: must be `embedded` or postgresql://")
+    assert "hunter2" not in everything_in(refused.value)
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", "\u00e9", "t" * 250])
@@ -284,6 +329,7 @@ def test_description_reads_the_process_by_default(monkeypatch: pytest.MonkeyPatc
         ("KAFKA_SASL_PASWORD", "KAFKA_SASL_PASSWORD"),
         ("DLQ_TOPICS", "DLQ_TOPIC"),
         ("POSITION_TOPIC", "POSITIONS_TOPIC"),
+        ("DATABASE_URI", "DATABASE_URL"),
     ],
 )
 def test_misspelt_name_is_found(name: str, meant: str) -> None:

@@ -3,7 +3,7 @@
 import typer
 
 from app import producer
-from app.cli import broker, dlq, positions, quarantine, run, state, topics
+from app.cli import broker, db, dlq, positions, quarantine, run, state, topics
 from app.cli import replay as replay_command
 from app.lifecycle import run_command
 
@@ -23,6 +23,7 @@ app.command("produce")(producer.main)
 app.command("consume")(run.consume)
 app.command("replay")(replay_command.replay)
 app.add_typer(broker.app, name="broker")
+app.add_typer(db.app, name="db")
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
 app.add_typer(dlq.app, name="dlq")

@@ -1,8 +1,9 @@
 """Start a program detached from its starter, and write down which process it is.
 
-Runs as a script, by its path: `python launch.py PID_FILE PROGRAM [ARGUMENT ...]`, so it may
-import nothing but the standard library. It writes the pid file itself, because a starter that is
-killed right after starting the program would leave a process nobody knows.
+Runs as a script, by its path: `python launch.py PID_FILE ACCOUNT PROGRAM [ARGUMENT ...]`, so it
+may import nothing but the standard library. ACCOUNT is `UID:GID`, or `-` for the starter's own. It
+writes the pid file itself, because a starter that is killed right after starting the program would
+leave a process nobody knows.
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+SAME_ACCOUNT = "-"
 _PROC = Path("/proc")
 _STATE, _START_TIME = 0, 19  # positions after the command name in /proc/PID/stat, see proc(5)
 
@@ -50,9 +52,18 @@ def _start_token_from_ps(pid: int) -> str | None:
     return started.strip() if state and not state.startswith("Z") else None
 
 
-def _main(pid_file: Path, command: list[str]) -> None:
+def _become(account: str) -> None:
+    uid, _, gid = account.partition(":")
+    os.setgroups([])  # root's own would be kept
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+
+
+def _main(pid_file: Path, account: str, command: list[str]) -> None:
     pid = os.fork()
     if pid == 0:
+        if account != SAME_ACCOUNT:
+            _become(account)
         os.execv(command[0], command)  # noqa: S606 - no shell is wanted
     # The intermediate process ends here, so the program belongs to init: whoever started it
     # neither has to reap it nor takes it along when it ends.
@@ -62,4 +73,4 @@ def _main(pid_file: Path, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), sys.argv[2:])
+    _main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

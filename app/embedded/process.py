@@ -10,18 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from app.embedded import launch
-from app.errors import EmbeddedBrokerError
+from app.errors import EmbeddedError
 
 _POLL_S = 0.02  # of a process that is no child of ours, and of a lock held by another
 _LAUNCH_TIMEOUT_S = 10.0
-_KILL_TIMEOUT_S = 5.0  # a killed process goes at once, unless the kernel waits for a disk
+_KILL_TIMEOUT_S = 10.0  # a killed process goes at once, unless the kernel waits for a disk
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -43,7 +43,15 @@ def read_pid_file(path: Path) -> Process | None:
         return None
 
 
-def launch_detached(command: list[str], *, pid_file: Path, log_file: Path, cwd: Path) -> Process:
+def launch_detached(
+    command: list[str],
+    *,
+    pid_file: Path,
+    log_file: Path,
+    cwd: Path,
+    account: tuple[int, int] | None = None,
+    descriptors: Sequence[int] = (),
+) -> Process:
     """Start a program in a session of its own, its output going to `log_file`.
 
     Args:
@@ -51,11 +59,14 @@ def launch_detached(command: list[str], *, pid_file: Path, log_file: Path, cwd: 
         pid_file: Written before this returns.
         log_file: Appended to.
         cwd: Working directory of the program.
+        account: User and group id that the program runs as; by default our own.
+        descriptors: Open files that the program inherits.
 
     Raises:
-        EmbeddedBrokerError: The system refused to start it.
+        EmbeddedError: The system refused to start it.
     """
-    launcher = [sys.executable, "-I", "-S", launch.__file__, str(pid_file), *command]
+    user = launch.SAME_ACCOUNT if account is None else f"{account[0]}:{account[1]}"
+    launcher = [sys.executable, "-I", "-S", launch.__file__, str(pid_file), user, *command]
     try:
         with log_file.open("ab") as log:
             subprocess.run(  # noqa: S603 - our own arguments, no shell
@@ -65,32 +76,45 @@ def launch_detached(command: list[str], *, pid_file: Path, log_file: Path, cwd: 
                 stderr=log,
                 cwd=cwd,
                 start_new_session=True,
+                pass_fds=descriptors,
                 timeout=_LAUNCH_TIMEOUT_S,
                 check=True,
             )
     except (OSError, subprocess.SubprocessError) as exc:
-        raise EmbeddedBrokerError(f"cannot start {command[0]}: {exc}; see {log_file}") from exc
+        raise EmbeddedError(f"cannot start {command[0]}: {exc}; see {log_file}") from exc
     process = read_pid_file(pid_file)
     assert process is not None, "the launcher ends well only after writing the pid file"
     return process
 
 
-def terminate(processes: Iterable[Process], *, timeout_s: float) -> list[Process]:
-    """Ask the processes to end, all at once, and kill those still there after `timeout_s`.
+def terminate(
+    processes: Iterable[Process],
+    *,
+    timeout_s: float,
+    request: signal.Signals = signal.SIGTERM,
+    force: signal.Signals = signal.SIGKILL,
+) -> list[Process]:
+    """Ask the processes to end, all at once, and force those still there after `timeout_s`.
+
+    Args:
+        processes: Those already gone are passed over.
+        timeout_s: How long they may take.
+        request: The signal that asks them.
+        force: The signal that they cannot take their time over.
 
     Returns:
-        The processes that had to be killed.
+        The processes that had to be forced.
 
     Raises:
-        EmbeddedBrokerError: One survived even that.
+        EmbeddedError: One survived even that.
     """
     waiting = list(processes)
-    _signal(waiting, signal.SIGTERM)
+    _signal(waiting, request)
     stubborn = _wait_gone(waiting, timeout_s)
-    _signal(stubborn, signal.SIGKILL)
+    _signal(stubborn, force)
     if immortal := _wait_gone(stubborn, _KILL_TIMEOUT_S):
         pids = ", ".join(str(process.pid) for process in immortal)
-        raise EmbeddedBrokerError(f"process {pids} does not end, not even by SIGKILL")
+        raise EmbeddedError(f"process {pids} does not end, not even by {force.name}")
     return stubborn
 
 
@@ -123,7 +147,7 @@ def exclusive(path: Path, *, timeout_s: float, on_wait: Callable[[], None]) -> I
         The descriptor of the lock; a child that inherits it holds the lock until it ends too.
 
     Raises:
-        EmbeddedBrokerError: Another process held it all that time.
+        EmbeddedError: Another process held it all that time.
     """
     deadline = time.monotonic() + timeout_s
     waited = False
@@ -133,7 +157,7 @@ def exclusive(path: Path, *, timeout_s: float, on_wait: Callable[[], None]) -> I
                 yield file.fileno()
                 return
         if time.monotonic() > deadline:
-            raise EmbeddedBrokerError(
+            raise EmbeddedError(
                 f"another process has been holding {path} for {timeout_s:.0f} s; "
                 "wait for that start or stop to end, or end it"
             )
