@@ -35,6 +35,7 @@ from app.headers import Origin
 from app.health import Health, Unready
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
+from app.ledger import open_ledger_of
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
@@ -641,6 +642,7 @@ async def consume(
     async with (
         monitored(settings, health, metrics.process),
         open_publisher(settings, stop, connect_timeout_s=connect_timeout_s) as publisher,
+        open_ledger_of(settings, stop, connect_timeout_s=connect_timeout_s) as ledger,
         open_source(settings, stop, connect_timeout_s=connect_timeout_s) as source,
     ):
         reader = KafkaLogReader(settings)
@@ -650,6 +652,7 @@ async def consume(
             changelog=Changelog.of(reader, settings),
             partition_of=source.partition_of,
             settings=settings,
+            ledger=ledger,
             health=health,
             metrics=metrics,
         )

@@ -31,7 +31,7 @@ from app.ledger_codec import (
 )
 from app.models import Position, TradeEvent
 from app.ports import LedgerWrite
-from app.stores.migrate import Connection, pending
+from app.stores.migrate import Connection, Migration, migrate, pending
 
 log = structlog.get_logger(__name__)
 
@@ -247,6 +247,16 @@ async def open_ledger(settings: Settings, url: str) -> AsyncIterator[PostgresLed
         yield PostgresLedger(pool, notes_ids=settings.identity is IdentityScope.FULL)
     finally:
         await _close(pool)
+
+
+async def migrate_database(url: str) -> list[Migration]:
+    """Bring a database to the newest version of the tables; raises as `open_ledger`."""
+    with _explained():
+        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            return await migrate(connection)
+        finally:
+            await connection.close(timeout=_CLOSE_TIMEOUT_S)
 
 
 async def new_pool(url: str) -> asyncpg.Pool:

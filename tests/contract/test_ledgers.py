@@ -1,4 +1,4 @@
-"""What every ledger promises: all or nothing, one writer, and the same answer to a repeated write."""
+"""What every ledger promises: all or nothing, one writer, a repeated write found to be there."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
