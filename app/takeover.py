@@ -158,11 +158,14 @@ class Takeover:
             end=end,
             may_continue=self._settings.on_gap is OnGap.CONTINUE,
         )
-        changelog_offset = restored.next_offset
+        changelog_offset, committed = restored.next_offset, start.offset
         if start.is_first_start:
             changelog_offset, booked = await self._claim(number, start.offset)
-        elif hint != start.offset and self._ledger is not None:
-            await self._source.commit({number: start.offset})
+        elif self._ledger is not None:
+            # Behind the ledger it stays until the changelog has what it lacks.
+            if hint is None:
+                await self._source.commit({number: first})
+            committed = min(first if hint is None else hint, start.offset)
         # Reading again is free, and mends a state that a late write put back; no late write gets
         # into the ledger.
         margin = 0 if self._ledger is not None else self._settings.consumer_takeover_margin
@@ -173,7 +176,7 @@ class Takeover:
             processor=processor,
             next_offset=max(first, processor.window.start_before(applies_from)),
             effects_from=start.offset,
-            committed=start.offset,
+            committed=committed,
             changelog_offset=changelog_offset,
             ledger_offset=booked,
             last_write_s=self._monotonic(),

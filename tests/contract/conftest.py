@@ -14,6 +14,7 @@ from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.publisher import KafkaPublisher
 from app.memory_io import MemoryBroker, MemoryLogReader, MemoryPublisher, MemorySource
+from tests.conftest import open_folder
 from tests.contract.backend import Backend
 from tests.contract.postgres import MakeDatabase, maker_of_databases
 
@@ -107,7 +108,7 @@ async def _kafka(name: str, bootstrap: str, *, is_raw: bool) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def new_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeDatabase]:
+def new_database() -> Iterator[MakeDatabase]:
     """Give what makes a database with the ledger's tables, on a real PostgreSQL."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("contract") / "postgres") as postgres:
+    with open_folder() as folder, EmbeddedPostgres(folder / "postgres") as postgres:
         yield maker_of_databases(postgres.url)
