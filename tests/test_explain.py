@@ -241,7 +241,8 @@ def closes(draw: st.DrawFn) -> list[Close]:
     while seen < len(fills) or len(done) < 2:
         count = draw(st.integers(1, 4))
         known, seen = (*known, *fills[seen : seen + count]), seen + count
-        if draw(st.booleans()) and known:
+        is_changed = draw(st.booleans())
+        if known and is_changed:
             one = draw(st.sampled_from(known))
             if draw(st.booleans()):
                 known = removed(known, one.trade_id)
