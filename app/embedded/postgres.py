@@ -239,7 +239,7 @@ class EmbeddedPostgres:
             self._notify("the server had ended without a stop; a start recovers what it had done")
 
     def _launch(self, programs: Programs, descriptor: int) -> Process:
-        programs.require_way_to(self._dir.path)
+        programs = programs.within_reach(self._dir.path)
         version = programs.version
         if not self._dir.data.exists():
             self._make_data(programs, version, descriptor)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -22,6 +23,7 @@ from app.cli.db import app as db_app
 from app.embedded import postgres as embedded
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.postgres_dir import PostgresDir
+from app.embedded.postgres_programs import find_programs
 from app.errors import EmbeddedDatabaseError
 
 pytestmark = pytest.mark.integration
@@ -444,6 +446,29 @@ def test_a_folder_that_the_other_user_cannot_enter_is_named(open_dir: Path) -> N
         assert owner != 0
         assert ask(server.url, "SELECT 1") == 1
     shutil.rmtree(closed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
+def test_programs_that_the_other_user_cannot_reach_are_copied(
+    lone_dir: Path, open_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project below a folder of root's own, such as /root, serves all the same."""
+    found = find_programs(lone_dir)
+    hidden = open_dir / "hidden"
+    hidden.mkdir(mode=0o700)
+    package = found.folder.parents[1]
+    (hidden / package.name).symlink_to(package)
+    libraries = f"{package.name}.libs"
+    (hidden / libraries).symlink_to(package.with_name(libraries))
+    closed = replace(found, folder=hidden / package.name / found.folder.relative_to(package))
+    monkeypatch.setattr(embedded, "find_programs", lambda _: closed)
+    server = EmbeddedPostgres(lone_dir)
+    for _ in range(2):  # made once, found again
+        server.start()
+        pid = server.status().pid
+        assert Path(f"/proc/{pid}/exe").resolve().is_relative_to(lone_dir)
+        assert ask(server.url, "SELECT 1") == 1
+        server.stop()
 
 
 def test_the_port_of_another_server_in_the_environment_is_not_taken(
