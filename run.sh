@@ -8,6 +8,7 @@
 #   ./run.sh bench    the benchmarks
 #   ./run.sh faults   kill, cut and fill what can be, and prove that nothing is lost; --list, --quick
 #   ./run.sh fuzz     hostile inputs by the million (--runs, --seconds, --seed; --money for fills)
+#   ./run.sh oracles  our PnL beside that of other people's libraries, which are installed for it
 #   ./run.sh …        anything else is a command of trade-stream; ./run.sh --help lists them
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -81,6 +82,10 @@ check)
     ;;
 bench) exec .venv/bin/python -m benchmarks "$@" ;;
 faults) exec .venv/bin/python -m tests.faults "$@" ;;
+oracles)
+    install requirements/oracles.txt
+    .venv/bin/python -m pytest tests/test_pnl_oracles.py "$@"
+    ;;
 fuzz)
     (install requirements/fuzz.txt) || echo "going on without it" >&2
     exec .venv/bin/python -m tests.fuzz "$@"

@@ -1,9 +1,10 @@
 """Effects of what was processed: acknowledged first, committed after.
 
-Order: dead letters and re-keyed trades are acknowledged, then positions, then the next offsets are
-committed by name. A crash anywhere before the commit makes the records come again, and what is
-applied already is recognised by its offset. Positions come after dead letters because some refusals
-follow from a position: once a later state is stored, they could not be judged again.
+Order: dead letters and re-keyed trades are acknowledged, then the ledger's transaction, where there
+is a ledger, then positions, then the next offsets are committed by name. A crash anywhere before
+the commit makes the records come again, and what is applied already is recognised by its offset.
+Positions come after dead letters because some refusals follow from a position: once a later state
+is stored, they could not be judged again.
 """
 
 import asyncio
@@ -19,9 +20,18 @@ import structlog
 
 from app.errors import OwnershipError, TransportError
 from app.health import Health, Unready
+from app.ledger_codec import LedgerRows
 from app.models import Fate, Position
 from app.pnl import Holding
-from app.ports import OutgoingRecord, Publisher, RecordSource, SendOutcome, SendState
+from app.ports import (
+    Ledger,
+    LedgerWrite,
+    OutgoingRecord,
+    Publisher,
+    RecordSource,
+    SendOutcome,
+    SendState,
+)
 from app.stores.changelog import Changelog
 
 log = structlog.get_logger(__name__)
@@ -44,6 +54,8 @@ class PartitionEffects:
         positions: Positions to write, by key.
         heartbeat: Record that shows an idle owner, if one is due.
         changelog_offset: Offset that our next write of a position should get.
+        rows: Lines for the ledger, where there is one.
+        ledger_offset: Next source offset that the ledger holds before them.
         fates: Fates that the records get with this checkpoint.
         reasons: Dead letters by reason code.
         kinds: Dead letters by kind of error.
@@ -57,6 +69,8 @@ class PartitionEffects:
     positions: dict[str, Position] = field(default_factory=dict)
     heartbeat: OutgoingRecord | None = None
     changelog_offset: int = 0
+    rows: LedgerRows | None = None
+    ledger_offset: int | None = None
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -72,11 +86,30 @@ class PartitionEffects:
         self.sends += records
         self.send_bytes += sum(record.size for record in records)
 
+    def add_rows(self, rows: LedgerRows) -> None:
+        """Add what the next records leave in the ledger."""
+        if self.rows is None:
+            self.rows = rows
+        else:
+            self.rows.absorb(rows)
+
     def freeze(self, next_offset: int) -> None:
         """Settle what is to be written: the state of every touched holding as it is now."""
         self.next_offset = next_offset
         self.positions |= {holding.key: holding.position() for holding in self.touched}
         self.touched = {}
+
+    def for_ledger(self) -> LedgerWrite:
+        """Give what the ledger is to store of it."""
+        rows = self.rows
+        return LedgerWrite(
+            expected=self.ledger_offset,
+            next_offset=self.next_offset,
+            plain_trades=rows.plain_trades if rows else (),
+            trades=rows.trades if rows else (),
+            dead_letters=rows.dead_letters if rows else (),
+            positions=self.positions.values(),
+        )
 
     def absorb(self, other: "PartitionEffects") -> None:
         """Take over what of acknowledged effects still waits for its commit."""
@@ -112,6 +145,7 @@ async def flush(
     effects: Mapping[int, PartitionEffects],
     *,
     publisher: Publisher,
+    ledger: Ledger | None,
     changelog: Changelog,
     positions: Mapping[int, Mapping[str, Position]],
     health: Health,
@@ -123,6 +157,7 @@ async def flush(
     Args:
         effects: By partition, frozen.
         publisher: Sends dead letters, re-keyed trades and positions.
+        ledger: Stores trades, positions and offsets, if there is one.
         changelog: Builds position records and judges foreign ones.
         positions: All positions held, by partition, to compare foreign writes with.
         health: Told what is waited for.
@@ -130,8 +165,9 @@ async def flush(
         now_ns: Wall clock.
 
     Delivery:
-        While a broker is away this waits, for as long as it lasts; nothing is given up. A send with
-        an unknown outcome is repeated: every effect is recognised by its origin or offset.
+        While a broker or the database is away this waits, for as long as it lasts; nothing is given
+        up. A send or a transaction with an unknown outcome is repeated: every effect is recognised
+        by its origin or offset.
 
     Cancellation:
         What was sent is recognised when the records come again.
@@ -143,9 +179,11 @@ async def flush(
     await _publish_all(sends, publisher, result, patience)
     result.sends_s = asyncio.get_running_loop().time() - started_s
     result.send_retries = patience.retried_records + len(result.refused)
+    if ledger is not None:
+        await _book(ledger, effects, result, patience)
     written = {}
     for partition, effect in effects.items():
-        if partition not in result.refused:
+        if partition not in result.refused and partition not in result.lost:
             written[partition] = await _position_records(changelog, partition, effect)
     for partition, acks in (await _publish_all(written, publisher, result, patience)).items():
         try:
@@ -166,8 +204,30 @@ async def flush(
     return result
 
 
+async def _book(
+    ledger: Ledger,
+    effects: Mapping[int, PartitionEffects],
+    result: FlushResult,
+    patience: "_Patience",
+) -> None:
+    """Store in the ledger what goes beyond it, waiting for the database."""
+    writes = {
+        partition: effect.for_ledger()
+        for partition, effect in effects.items()
+        if partition not in result.refused and effect.next_offset > (effect.ledger_offset or 0)
+    }
+    while writes:
+        try:
+            result.lost |= await ledger.write(writes)
+        except TransportError as exc:
+            await patience.wait(len(writes), str(exc))
+        else:
+            patience.end()
+            return
+
+
 class _Patience:
-    """Waits for a broker, ever longer, and lets everybody know."""
+    """Waits for a broker or the database, ever longer, and lets everybody know."""
 
     def __init__(self, health: Health, on_retry: Callable[[], None]) -> None:
         self._health = health
@@ -177,8 +237,8 @@ class _Patience:
 
     async def wait(self, records: int, error: str) -> None:
         self.retried_records += records
-        self._health.fail(Unready.EFFECTS, f"{records} effects wait for a broker: {error}")
-        log.warning("effects_wait_for_broker", records=records, error=error)
+        self._health.fail(Unready.EFFECTS, f"{records} effects wait: {error}")
+        log.warning("effects_wait", records=records, error=error)
         await asyncio.sleep(random.uniform(0, self._backoff_s))  # noqa: S311 - full jitter
         self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         self._on_retry()

@@ -16,7 +16,7 @@ from app.checkpoint import FlushResult, PartitionEffects, commit, flush
 from app.config import Settings
 from app.health import Health, Unready
 from app.metrics import ConsumerMetrics
-from app.ports import Publisher, RecordSource
+from app.ports import Ledger, Publisher, RecordSource
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
 from app.takeover import OpenPartition
@@ -37,6 +37,7 @@ class Checkpointer:
         partitions: The open partitions by number; the loop's own, which may change at any time.
         source: Commits, and is woken when something has ended.
         publisher: Where effects go.
+        ledger: Where trades and positions are stored as well, if anywhere.
         changelog: Writes positions.
         settings: Intervals.
         stats: Takes what has become final.
@@ -57,6 +58,7 @@ class Checkpointer:
         *,
         source: RecordSource,
         publisher: Publisher,
+        ledger: Ledger | None,
         changelog: Changelog,
         settings: Settings,
         stats: ConsumerStats,
@@ -68,6 +70,7 @@ class Checkpointer:
         self._partitions = partitions
         self._source = source
         self._publisher = publisher
+        self._ledger = ledger
         self._changelog = changelog
         self._settings = settings
         self._stats = stats
@@ -155,6 +158,8 @@ class Checkpointer:
             # Never backwards: a margin is read again below what is committed.
             effects.freeze(max(partition.next_offset, partition.committed))
             effects.changelog_offset = partition.changelog_offset
+            effects.ledger_offset = partition.ledger_offset
+            partition.processor.window.freeze()
             partition.flushed_s = now_s
             self._in_flush[partition.number] = effects
         if not self._in_flush:
@@ -163,6 +168,7 @@ class Checkpointer:
             flush(
                 self._in_flush,
                 publisher=self._publisher,
+                ledger=self._ledger,
                 changelog=self._changelog,
                 positions={p.number: p.processor.positions for p in partitions},
                 health=self._health,
@@ -221,6 +227,9 @@ class Checkpointer:
             partition.changelog_offset = result.changelog_offsets.get(
                 number, partition.changelog_offset
             )
+            if self._ledger is not None:
+                partition.ledger_offset = effects.next_offset
+            partition.processor.window.settle()
             for key in result.stale_keys.get(number, ()):
                 position = partition.processor.positions[key]
                 partition.effects.positions.setdefault(key, position)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from itertools import repeat
 from typing import Annotated, Any, Final, Literal
@@ -53,6 +53,11 @@ class _Published(msgspec.Struct, gc=False):
     published_at: str | None = None
 
 
+class _Identified(msgspec.Struct, gc=False):
+    trade_id: str = ""
+
+
+_decode_identified = msgspec.json.Decoder(_Identified).decode
 _decode_plain = msgspec.json.Decoder(PlainEvent).decode
 _decode_full = msgspec.json.Decoder(FullEvent).decode
 _decode_published = msgspec.json.Decoder(_Published).decode
@@ -128,6 +133,49 @@ def decode_alone(value: bytes | None) -> PlainEvent | None:
     if value.count(b",") != commas or not event.trade_id.isprintable():
         return None
     return event
+
+
+def read_plain(
+    values: Sequence[bytes | None], apart: Collection[int] = ()
+) -> list[PlainEvent | None]:
+    """Read the values of a batch as `decode_plain` does, all of them at once.
+
+    Args:
+        values: The values.
+        apart: Indexes of values that need a closer look whatever is in them.
+    """
+    if apart:
+        return [None if i in apart else decode_alone(value) for i, value in enumerate(values)]
+    events: list[PlainEvent | None] = []
+    plain = decode_plain(values)
+    while len(events) < len(values):
+        try:
+            events.extend(plain)  # what was read before an error stays
+        except NotPlainError:
+            events.append(None)
+    return events
+
+
+def trade_ids(values: Sequence[bytes | None], events: Sequence[PlainEvent | None]) -> list[str]:
+    """Give the trade ids that a batch names, whether its events can be used or not.
+
+    Args:
+        values: The values of the batch.
+        events: What `read_plain` made of them.
+    """
+    ids = [
+        _id_of(value) if event is None else event.trade_id
+        for value, event in zip(values, events, strict=True)
+    ]
+    return [trade_id for trade_id in ids if trade_id]
+
+
+def _id_of(value: bytes | None) -> str:
+    try:
+        trade_id = _decode_identified(value or b"").trade_id
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return ""
+    return trade_id if len(trade_id) <= MAX_ID_LENGTH and trade_id.isprintable() else ""
 
 
 def published_at(value: bytes | None) -> str | None:

@@ -93,6 +93,13 @@ class OnGap(StrEnum):
     CONTINUE = "continue"
 
 
+class IdentityScope(StrEnum):
+    """Among which trades one that was sent twice is recognised, where there is a ledger."""
+
+    FULL = "full"
+    WINDOW = "window"
+
+
 class Settings(BaseModel):
     """Everything that can be set; names in the environment are the upper-case field names."""
 
@@ -180,6 +187,10 @@ class Settings(BaseModel):
     dedupe_window: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=5_000,
         description="Offsets of a partition for which a trade sent twice is booked once; 0: none.",
+    )
+    identity: IdentityScope = Field(
+        default=IdentityScope.FULL,
+        description="Trades sent twice, with a ledger: recognised among all, or in a window.",
     )
     dlq_breaker_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2,

@@ -26,19 +26,23 @@ import structlog
 import typer
 
 from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
+from app.codec import PlainEvent, read_plain, trade_ids
 from app.config import Settings
 from app.dead_letters import dead_letter
+from app.dedupe import LedgerIdentity
 from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
 from app.headers import Origin
 from app.health import Health, Unready
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
+from app.ledger import open_ledger_of
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
 from app.models import Fate
 from app.monitor import monitored
 from app.ports import (
+    Ledger,
     OutgoingRecord,
     Publisher,
     RecordBatch,
@@ -60,6 +64,9 @@ PROGRESS_INTERVAL_S: Final = 5.0
 PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
+_WAITS: Final = frozenset(
+    {Unready.BROKER, Unready.EFFECTS, Unready.COMMIT, Unready.LEDGER, Unready.ASSIGNMENT}
+)
 _SEND_BYTES_IN_FLIGHT: Final = 32 * 1024 * 1024
 """Dead letters and re-keyed trades are few or small; where they are not, partitions are paused."""
 
@@ -72,6 +79,7 @@ class TradeConsumer:
         publisher: Where dead letters, re-keyed trades and positions go, started.
         changelog: Where positions are restored from, and written to.
         partition_of: Partition that a record key belongs to.
+        ledger: Where trades and positions are stored as well, and restored from, if anywhere.
         settings: Intervals, bounds and policies.
         health: The word of this process on itself; its own without.
         metrics: Gets what is counted when it is asked for, and durations; its own without.
@@ -87,6 +95,7 @@ class TradeConsumer:
         changelog: Changelog,
         partition_of: Callable[[bytes], int],
         settings: Settings,
+        ledger: Ledger | None = None,
         health: Health | None = None,
         metrics: ConsumerMetrics | None = None,
         now_ns: Callable[[], int] = time.time_ns,
@@ -94,6 +103,7 @@ class TradeConsumer:
     ) -> None:
         self._source = source
         self._publisher = publisher
+        self._ledger = ledger
         self._partition_of = partition_of
         self._settings = settings
         self._now_ns = now_ns
@@ -102,6 +112,7 @@ class TradeConsumer:
         self._takeover = Takeover(
             source=source,
             publisher=publisher,
+            ledger=ledger,
             changelog=changelog,
             partition_of=partition_of,
             settings=settings,
@@ -118,6 +129,7 @@ class TradeConsumer:
             self._open,
             source=source,
             publisher=publisher,
+            ledger=ledger,
             changelog=changelog,
             settings=settings,
             stats=self.stats,
@@ -149,10 +161,7 @@ class TradeConsumer:
     @property
     def is_waiting(self) -> bool:
         """Whether it knows what it waits for: a broker, a person, an assignment."""
-        waits_for = self._health.ready().keys()
-        return bool(
-            waits_for & {Unready.BROKER, Unready.EFFECTS, Unready.COMMIT, Unready.ASSIGNMENT}
-        )
+        return bool(self._health.ready().keys() & _WAITS)
 
     def is_behind(self, ends: Mapping[int, int]) -> bool:
         """Tell whether a partition of ours that no person has to look at is not committed whole."""
@@ -229,12 +238,23 @@ class TradeConsumer:
             await self._check_gaps()
             return False
         self._health.clear(Unready.BROKER)
-        for batch in batches:
-            await self._process(batch)
+        await self._process_all(batches)
         self._checkpointer.keep_pace()
         self._health.holds_lag = any(p.has_work for p in self._open.values())
         self._report_progress()
         return not batches
+
+    async def _process_all(self, batches: Sequence[RecordBatch]) -> None:
+        try:
+            for batch in batches:
+                await self._process(batch)
+        except TransportError as exc:  # the ledger could not be asked: the rest comes again
+            self._health.fail(Unready.LEDGER, str(exc))
+            self._metrics.count_retry("ledger")
+            self._metrics.count_error("transient", type(exc.__cause__ or exc).__name__)
+            log.warning("ledger_not_asked", error=str(exc))
+            self._seek_all()
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _process(self, batch: RecordBatch) -> None:
         partition = self._open.get(batch.partition)
@@ -252,8 +272,13 @@ class TradeConsumer:
         size = self._settings.consumer_chunk_records
         for start in range(0, len(batch.values), size):
             chunk = batch if len(batch.values) <= size else _slice(batch, start, start + size)
+            events = await self._read_for_ledger(partition, chunk)
+            if batch.epoch != self._source.assignment.epoch:
+                return
             started_s = self._monotonic()
-            result = partition.processor.process_batch(chunk, effects_from=partition.effects_from)
+            result = partition.processor.process_batch(
+                chunk, effects_from=partition.effects_from, events=events
+            )
             self._metrics.observe_process(self._monotonic() - started_s)
             count = _count_open(chunk.offsets, partition.effects_from)
             if partition.breaker.note(count, len(result.refusals)):
@@ -267,6 +292,19 @@ class TradeConsumer:
         partition.unreadable_tries = 0
         self._processed += 1
         self._metrics.observe_batch(len(batch.values), self._monotonic() - began_s)
+
+    async def _read_for_ledger(
+        self, partition: OpenPartition, batch: RecordBatch
+    ) -> list[PlainEvent | None] | None:
+        """Read a batch for the ledger, if there is one, and ask it which trades it has already."""
+        if self._ledger is None:
+            return None
+        events = read_plain(batch.values, batch.headers)
+        window = partition.processor.window
+        if isinstance(window, LedgerIdentity):
+            window.add(await self._ledger.find(trade_ids(batch.values, events)))
+            self._health.clear(Unready.LEDGER)
+        return events
 
     async def _hold_back(self, partition: OpenPartition, result: BatchResult) -> None:
         """Stop a partition before a flood of dead letters leaves; what has left already ends."""
@@ -287,6 +325,10 @@ class TradeConsumer:
         effects = partition.effects
         if result.refusals or result.misplaced:
             self._collect_sends(partition, batch, result)
+        if result.rows is not None:
+            for refusal in result.refusals:
+                result.rows.add_refusal(batch.offsets[refusal.index], refusal)
+            effects.add_rows(result.rows)
         if result.touched:
             effects.touched |= dict.fromkeys(result.touched)
         for fate, records in result.fates.items():
@@ -600,6 +642,7 @@ async def consume(
     async with (
         monitored(settings, health, metrics.process),
         open_publisher(settings, stop, connect_timeout_s=connect_timeout_s) as publisher,
+        open_ledger_of(settings, stop, connect_timeout_s=connect_timeout_s) as ledger,
         open_source(settings, stop, connect_timeout_s=connect_timeout_s) as source,
     ):
         reader = KafkaLogReader(settings)
@@ -609,6 +652,7 @@ async def consume(
             changelog=Changelog.of(reader, settings),
             partition_of=source.partition_of,
             settings=settings,
+            ledger=ledger,
             health=health,
             metrics=metrics,
         )

@@ -1,21 +1,119 @@
 """The same trade sent twice: recognised by its id within a window of the log, without any clock."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
 
 from app.codec import MAX_COMMON_BYTES, decode_event
+from app.content import content_hash
 from app.errors import InvalidTradeError
 from app.models import TradeEvent
 
-_STAMPS: Final = {"published_at": None, "processed_at": None}
-"""What a sender may write anew when it sends a trade again."""
 
-_Noted = bytes | str | None
+class ContentHash(bytes):
+    """The hash of what a trade says, told by its type from the bytes of a body."""
 
 
-class DedupeWindow:
+_Noted = bytes | ContentHash | TradeEvent | None
+
+
+class Identity:
+    """Trades that are recognised when they come again; what they are compared with.
+
+    Args:
+        default_currency: Currency of a trade that names none.
+
+    Attributes:
+        known: What is known of a trade by its id; a trade that is booked is noted in it. It is the
+            value it was read from, or in the place of a large value the hash of its content, or the
+            trade as the ledger has it.
+        known_before: More of the same, which does not change.
+        evictions: How many ids were forgotten although nothing else knows them.
+    """
+
+    __slots__ = ("_default_currency", "evictions", "known", "known_before")
+
+    def __init__(self, default_currency: str) -> None:
+        self._default_currency = default_currency
+        self.known: dict[str, _Noted] = {}
+        self.known_before: dict[str, _Noted] = {}
+        self.evictions = 0
+
+    def start_before(self, offset: int) -> int:
+        """Give the offset at which to read again, so as to know at `offset` what was known."""
+        return offset
+
+    def runs(self, offsets: Sequence[int]) -> Iterator[range]:
+        """Cut ascending offsets into runs of which the same is known; be at each when it comes."""
+        yield range(len(offsets))
+
+    def freeze(self) -> None:
+        """Note that all that is known so far is on its way to where it is stored."""
+
+    def settle(self) -> None:
+        """Note that it has arrived."""
+
+    def note(self, event: TradeEvent, value: bytes) -> None:
+        """Remember a trade, and the body it was read from, unless something is known of it."""
+        trade_id = str(event.trade_id)
+        if trade_id not in self.known:
+            is_small = len(value) <= MAX_COMMON_BYTES
+            self.known[trade_id] = value if is_small else self._content(event)
+
+    def recognises(self, event: TradeEvent, value: bytes) -> bool:
+        """Tell whether a trade is known; if so, it is noted anew.
+
+        Raises:
+            InvalidTradeError: Its id is, with another content: two systems disagree about it.
+        """
+        trade_id = str(event.trade_id)
+        known_as = self.known.get(trade_id) or self.known_before.get(trade_id)
+        if known_as is None:
+            return False
+        self.note(event, value)
+        if known_as == value:
+            return True
+        if type(known_as) is bytes:
+            known_as = decode_event(known_as)[0]
+        if isinstance(known_as, TradeEvent):
+            known_as = self._content(known_as)
+        if known_as != self._content(event):
+            raise InvalidTradeError(
+                "version-conflict", "another trade with this trade_id and version is booked"
+            )
+        return True
+
+    def _content(self, event: TradeEvent) -> ContentHash:
+        return ContentHash(content_hash(event, default_currency=self._default_currency))
+
+
+class LedgerIdentity(Identity):
+    """The trades that the ledger has of those that come next, and those on their way to it.
+
+    What is booked is known here until the ledger has it; what the ledger has, it is asked for. So
+    a trade is recognised however long ago it was booked, and in whichever partition.
+    """
+
+    __slots__ = ()
+
+    def freeze(self) -> None:
+        """Begin anew; what was known stays known until `settle`."""
+        self.known_before, self.known = self.known, {}
+
+    def settle(self) -> None:
+        """Forget what the ledger has by now."""
+        self.known_before = {}
+
+    def note(self, event: TradeEvent, value: bytes) -> None:
+        """Remember a trade, unless something is known of it: what is booked first stays."""
+        if str(event.trade_id) not in self.known_before:
+            super().note(event, value)
+
+    def add(self, found: Mapping[str, TradeEvent]) -> None:
+        """Remember what the ledger has of the trades that come next."""
+        self.known.update(found)
+
+
+class DedupeWindow(Identity):
     """Trades of one partition that stand in the current block of its log or in the one before.
 
     Blocks are `block_size` offsets long and begin at its multiples, so that what the window holds
@@ -25,21 +123,16 @@ class DedupeWindow:
 
     Args:
         block_size: Offsets of a block; 0 for no window, which recognises nothing.
-
-    Attributes:
-        known: Values by trade id of the current block; a trade that is booked is noted in it. In
-            the place of a large value stands the digest of its content, as text.
-        known_before: Those of the block before, which no longer change.
-        evictions: How many ids have left the window.
+        default_currency: As of `Identity`.
     """
 
-    __slots__ = ("_next_block", "block_size", "evictions", "known", "known_before")
+    __slots__ = ("_next_block", "block_size")
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, default_currency: str) -> None:
+        super().__init__(default_currency)
         self.block_size = block_size
-        self.evictions = 0
-        self.known: dict[str, _Noted] = {} if block_size else _KeepsNothing()
-        self.known_before: dict[str, _Noted] = {}
+        if not block_size:
+            self.known = _KeepsNothing()
         self._next_block = 0
 
     def start_before(self, offset: int) -> int:
@@ -72,42 +165,9 @@ class DedupeWindow:
         self.known = {}
         self._next_block = (block + 1) * self.block_size
 
-    def note(self, event: TradeEvent, value: bytes) -> None:
-        """Remember a trade, and the body it was read from, if the current block has it not yet."""
-        trade_id = str(event.trade_id)
-        if trade_id not in self.known:
-            self.known[trade_id] = value if len(value) <= MAX_COMMON_BYTES else _digest(event)
-
-    def recognises(self, event: TradeEvent, value: bytes) -> bool:
-        """Tell whether a trade is in the window; if so, it is noted in the current block, too.
-
-        Raises:
-            InvalidTradeError: Its id is, with another content: two systems disagree about it.
-        """
-        trade_id = str(event.trade_id)
-        known_as = self.known.get(trade_id) or self.known_before.get(trade_id)
-        if known_as is None:
-            return False
-        self.note(event, value)
-        if known_as == value:
-            return True
-        if isinstance(known_as, bytes):
-            known_as = _digest(decode_event(known_as)[0])
-        if known_as != _digest(event):
-            raise InvalidTradeError(
-                "version-conflict", "another trade with this trade_id and version is booked"
-            )
-        return True
-
 
 class _KeepsNothing(dict[str, _Noted]):
     """Stands in for a window that is not wanted."""
 
     def __setitem__(self, key: str, value: _Noted) -> None:
         """Forget it at once."""
-
-
-def _digest(event: TradeEvent) -> str:
-    """Give the digest of what a trade says, whatever its body looks like."""
-    content = {name: getattr(event, name) for name in event.__struct_fields__} | _STAMPS
-    return blake2b(repr(content).encode(), digest_size=16).hexdigest()

@@ -10,6 +10,7 @@
     ├── OffsetGapError           records this group never saw are gone: a person decides
     ├── UnreadableError          a batch of one partition cannot be read: stop that one, alarm
     ├── OwnershipError           another owner wrote newer state: restore the partition again
+    ├── LedgerError              the database is not fit for the ledger: a person decides
     ├── StalledError             a worker gets nowhere, and nobody knows why: end it, start anew
     ├── ReplayFileError          a file cannot be used: name it, and replay the next one
     └── EmbeddedError            a server that we start ourselves cannot start or stop
@@ -93,6 +94,10 @@ class UnreadableError(TradeStreamError):
 
 class OwnershipError(TradeStreamError):
     """Another owner has written newer state of a partition that we believed to be ours."""
+
+
+class LedgerError(TradeStreamError):
+    """The database cannot be the ledger as it is; says what to do."""
 
 
 class StalledError(TradeStreamError):

@@ -36,7 +36,7 @@ from app.ports import SendState
 from app.timestamps import NS_PER_S
 
 T = TypeVar("T")
-Stage = Literal["poll", "restore", "flush", "commit", "gap_check"]
+Stage = Literal["poll", "restore", "flush", "commit", "gap_check", "ledger"]
 ErrorKind = Literal["decode", "validation", "business", "transient", "unknown"]
 """The first three dead-letter a record, `transient` is waited out, the rest needs a person."""
 

@@ -37,6 +37,13 @@ class Action(StrEnum):
     CANCEL = "CANCEL"
 
 
+class CostMethod(StrEnum):
+    """What a closing fill is held against; docs/pnl.md says why there is no last in, first out."""
+
+    AVERAGE = "average"
+    FIFO = "fifo"
+
+
 class Fate(StrEnum):
     """What finally became of one consumed record: exactly one of these."""
 
@@ -121,7 +128,7 @@ def position_key(book: str | None, symbol: str) -> str:
 
 
 class Position(msgspec.Struct, frozen=True, gc=False):
-    """Quantity, open cost and PnL of one book and symbol after a trade, by average cost.
+    """Quantity, open cost and PnL of one book and symbol after a trade, by any cost method.
 
     The total open cost is carried, not an average price, so that nothing is rounded until a partial
     close releases a share of it: realised + unrealised is then always cash + inventory.

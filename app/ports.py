@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from app.models import Position, TradeEvent
+
 Headers = Sequence[tuple[str, bytes | None]]
 """Names and values in their order; Kafka lets a value be null."""
 
@@ -216,6 +218,69 @@ class SendOutcome(msgspec.Struct, frozen=True, gc=False):
     offset: int = -1
     error: str = ""
     retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerWrite:
+    """What some consecutive records of one partition leave in the ledger: all of it, or nothing.
+
+    Attributes:
+        expected: Next source offset that the ledger holds; `None` before the first write.
+        next_offset: Next source offset that it holds afterwards.
+        plain_trades: Lines of the trades of the common fields alone; see `ledger_codec`.
+        trades: Lines of the other trades.
+        dead_letters: Lines of what was dead-lettered.
+        positions: Positions that have changed.
+    """
+
+    expected: int | None
+    next_offset: int
+    plain_trades: Sequence[str] = ()
+    trades: Sequence[str] = ()
+    dead_letters: Sequence[str] = ()
+    positions: Collection[Position] = ()
+
+
+class Ledger(Protocol):
+    """Trades, positions and offsets of one group and topic, changed together."""
+
+    async def claim(self, partition: int) -> int | None:
+        """Become the only writer of a partition; whoever was it before can write no more.
+
+        Returns:
+            The next source offset, up to which everything is in the ledger; `None` where nothing
+            of the partition ever was.
+
+        Raises:
+            TransportError: The database is away.
+            LedgerError: The ledger is not fit; a person decides.
+        """
+
+    async def positions(self, partition: int) -> list[Position]:
+        """Give the positions of a partition that is claimed; raises as `claim`."""
+
+    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+        """Store what is written, by partition, in one transaction.
+
+        Returns:
+            The partitions of which nothing was stored because they are not ours any more, or the
+            ledger is not where we believed it to be, and why: to be restored from it.
+
+        Delivery:
+            Repeating a write whose outcome is unknown is safe: what is stored is found to be so.
+
+        Raises:
+            TransportError: The database is away, or did not answer; the outcome is unknown.
+            LedgerError: It refuses, and will again; a person decides.
+        """
+
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, TradeEvent]:
+        """Give the trades that the ledger holds, of these ids, as they were last applied.
+
+        Raises:
+            TransportError: The database is away.
+            LedgerError: As for `write`.
+        """
 
 
 class Publisher(Protocol):

@@ -15,9 +15,10 @@ from app.codec import (
     decode_plain,
     published_at,
 )
-from app.dedupe import DedupeWindow
+from app.dedupe import DedupeWindow, Identity
 from app.errors import DecodeError, InvalidTradeError, RecordError
 from app.headers import Origin, origin_of, size_of
+from app.ledger_codec import LedgerRows
 from app.models import (
     Action,
     Fate,
@@ -57,6 +58,8 @@ class BatchResult:
         already_applied: Records booked by an earlier life of this partition, skipped here.
         repaired: Records before the committed offset that had to be applied again.
         published_at: Publish times of a sample of the events.
+        judged: Indexes of the records that were judged by all the rules; the others are booked.
+        rows: What the batch leaves in the ledger, where there is one.
     """
 
     fates: Counter[Fate] = field(default_factory=Counter)
@@ -68,6 +71,8 @@ class BatchResult:
     already_applied: int = 0
     repaired: int = 0
     published_at: list[str] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
+    rows: LedgerRows | None = None
 
     @property
     def changed(self) -> dict[str, Position]:
@@ -85,6 +90,7 @@ class TradeProcessor:
             first seen. Without it every key is at home.
         rekeys: Whether misplaced records are to be re-keyed; otherwise they are refused.
         dedupe_window: Offsets for which a trade that was sent twice is recognised at least.
+        identity: What recognises such a trade instead of that window.
         applies_from: Records before this offset are read for the window alone. Whether one of them
             is a repeat is not known, since what was before them is not read again.
 
@@ -100,9 +106,10 @@ class TradeProcessor:
         belongs: Callable[[str], bool] | None = None,
         rekeys: bool = True,
         dedupe_window: int = 0,
+        identity: Identity | None = None,
         applies_from: int = 0,
     ) -> None:
-        self.window = DedupeWindow(dedupe_window)
+        self.window = identity or DedupeWindow(dedupe_window, default_currency)
         self._applies_from = applies_from
         self._holdings: dict[str, Holding] = {}
         self._books: dict[str | None, dict[str, Holding]] = {}
@@ -157,7 +164,13 @@ class TradeProcessor:
             suspects=list(trade.suspects),
         )
 
-    def process_batch(self, batch: RecordBatch, *, effects_from: int = 0) -> BatchResult:
+    def process_batch(
+        self,
+        batch: RecordBatch,
+        *,
+        effects_from: int = 0,
+        events: list[PlainEvent | None] | None = None,
+    ) -> BatchResult:
         """Process consecutive records of one partition; a bad one never stops the others.
 
         Args:
@@ -165,6 +178,7 @@ class TradeProcessor:
             effects_from: First offset whose fate is still open. Earlier records are replayed for
                 their positions only: their dead letters were acknowledged before that offset was
                 committed.
+            events: What `read_plain` made of the batch, for a ledger: the result then has its rows.
 
         Returns:
             The batch's fates, and what is left to send. The positions have changed already.
@@ -176,12 +190,16 @@ class TradeProcessor:
         appended_ms = min([record.timestamp for record in batch.records])
         # Below MAX_NS whatever a producer's clock says: that is the time of what was not read.
         horizon_ns = min(appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS, MAX_NS - 1)
-        judged = 0
+        if events is not None:
+            result.rows = LedgerRows(batch.partition, self._default_currency)
         for run in self.window.runs(batch.offsets):
-            judged += self._process_run(
-                result, batch, run, effects_from=effects_from, horizon_ns=horizon_ns
+            common = _common(batch, run, effects_from, events)
+            self._process_run(
+                result, batch, run, common, effects_from=effects_from, horizon_ns=horizon_ns
             )
-        result.fates[Fate.BOOKED] += len(batch.values) - judged
+        result.fates[Fate.BOOKED] += len(batch.values) - len(result.judged)
+        if events is not None and result.rows is not None:
+            result.rows.add_plain(batch.offsets, events, apart=result.judged)
         if batch.offsets[0] >= effects_from:
             sample = map(published_at, batch.values[::LATENCY_STRIDE])
             result.published_at += [text for text in sample if text is not None]
@@ -192,20 +210,17 @@ class TradeProcessor:
         result: BatchResult,
         batch: RecordBatch,
         run: range,
+        common: Iterable[PlainEvent | None],
         *,
         effects_from: int,
         horizon_ns: int,
-    ) -> int:
-        """Process the records of a batch at some consecutive indexes, all of one block.
-
-        Returns:
-            How many of them were judged by all the rules; the others are booked.
-        """
+    ) -> None:
+        """Process the records of a batch at some consecutive indexes, all of one block."""
         books, touched, number = self._books, result.touched, self._batch
         known, known_before = self.window.known, self.window.known_before
         offsets, values = batch.offsets[run.start : run.stop], batch.values[run.start : run.stop]
-        records = zip(offsets, values, _common(batch, run, effects_from), strict=False)
-        judged, offset, is_done = 0, -1, False
+        records = zip(offsets, values, common, strict=False)
+        offset, is_done = -1, False
         while not is_done:
             try:
                 for offset, value, event in records:
@@ -232,15 +247,13 @@ class TradeProcessor:
                                 touched.append(holding)
                             holding.fill(quantity, value_e24, time_ns, offset)
                             continue
-                    judged += 1
                     index = run[offsets.index(offset)]
                     self._judge(result, batch, index, is_open=offset >= effects_from)
                 is_done = True
             except NotPlainError:  # of the record after the last one; the others go on
                 index = 0 if offset < 0 else offsets.index(offset) + 1
-                judged, offset = judged + 1, offsets[index]
+                offset = offsets[index]
                 self._judge(result, batch, run[index], is_open=offset >= effects_from)
-        return judged
 
     def _read(self, event: PlainEvent) -> tuple[Holding, int, int, int]:
         """Read what a common trade is made of; of any other the time is out of reach."""
@@ -256,6 +269,7 @@ class TradeProcessor:
 
     def _judge(self, result: BatchResult, batch: RecordBatch, index: int, *, is_open: bool) -> None:
         """Process one record by all the rules."""
+        result.judged.append(index)
         try:
             fate = self._apply(result, batch, index, is_open=is_open)
         except RecordError as exc:
@@ -297,11 +311,12 @@ class TradeProcessor:
             result.touched.append(holding)
         if fate is not None:
             return fate
+        suspects = trade.suspects + _suspect_time(trade, batch.records[index].timestamp)
+        if result.rows is not None and is_open:
+            result.rows.add(offset, event, trade, suspects)
         result.repaired += not is_open
         result.unknown_fields += unknown_fields
-        result.suspects.update(trade.suspects)
-        if _is_in_future(trade, batch.records[index].timestamp):
-            result.suspects["timestamp-in-future"] += 1
+        result.suspects.update(suspects)
         return Fate.BOOKED
 
     def _recognised(
@@ -377,10 +392,14 @@ class TradeProcessor:
             holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
 
 
-def _common(batch: RecordBatch, run: range, effects_from: int) -> Iterable[PlainEvent | None]:
+def _common(
+    batch: RecordBatch, run: range, effects_from: int, events: list[PlainEvent | None] | None
+) -> Iterable[PlainEvent | None]:
     """Give the events that may be booked without a closer look, `None` in the place of others."""
     if batch.offsets[run.start] < effects_from:
         return repeat(None)
+    if events is not None:
+        return events[run.start : run.stop]
     values = batch.values[run.start : run.stop]
     if batch.headers:
         return (
@@ -441,5 +460,6 @@ def _is_second_copy(holding: Holding, origin: Origin) -> bool:
     )
 
 
-def _is_in_future(trade: CheckedTrade, appended_ms: int) -> bool:
-    return trade.time_ns > appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS
+def _suspect_time(trade: CheckedTrade, appended_ms: int) -> tuple[str, ...]:
+    is_in_future = trade.time_ns > appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS
+    return ("timestamp-in-future",) if is_in_future else ()

@@ -7,10 +7,11 @@ from typing import Final
 
 from app.breaker import Breaker
 from app.checkpoint import PartitionEffects
-from app.config import KeyMismatch, OnGap, Settings
+from app.config import IdentityScope, KeyMismatch, OnGap, Settings
+from app.dedupe import LedgerIdentity
 from app.errors import OffsetGapError, TransportError
 from app.models import Position
-from app.ports import Publisher, RecordSource, SendState
+from app.ports import Ledger, LedgerWrite, Publisher, RecordSource, SendState
 from app.services import TradeProcessor
 from app.starting_point import starting_point
 from app.stores.changelog import Changelog, Restored
@@ -30,6 +31,8 @@ class OpenPartition:
         effects_from: First offset whose fate was open when it was taken over.
         committed: First offset that is not committed.
         changelog_offset: Offset that our next write of a position should get.
+        ledger_offset: Next source offset that the ledger holds; `None` before its first write, or
+            where there is no ledger.
         last_write_s: Monotonic time of the last of them.
         flushed_s: Monotonic time at which the last flush with something of it began.
         effects: What is processed and not yet sent.
@@ -51,6 +54,7 @@ class OpenPartition:
     changelog_offset: int
     last_write_s: float
     breaker: Breaker
+    ledger_offset: int | None = None
     flushed_s: float = 0.0
     effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     acked: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
@@ -89,13 +93,14 @@ class OpenPartition:
 
 
 class Takeover:
-    """Restores partitions; the arguments are those of `TradeConsumer`, and its changelog."""
+    """Restores partitions; the arguments are those of `TradeConsumer`."""
 
     def __init__(
         self,
         *,
         source: RecordSource,
         publisher: Publisher,
+        ledger: Ledger | None,
         changelog: Changelog,
         partition_of: Callable[[bytes], int],
         settings: Settings,
@@ -103,13 +108,17 @@ class Takeover:
     ) -> None:
         self._source = source
         self._publisher = publisher
+        self._ledger = ledger
         self._changelog = changelog
         self._partition_of = partition_of
         self._settings = settings
         self._monotonic = monotonic
 
     async def take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition:
-        """Restore one partition from its changelog, or go on with what is still the newest state.
+        """Restore one partition, or go on with what is still the newest state.
+
+        It comes from the ledger where there is one, and otherwise from the changelog; what the
+        changelog lacks of the ledger is to be written to it.
 
         Args:
             number: The partition.
@@ -118,21 +127,31 @@ class Takeover:
         Raises:
             OffsetGapError: A person has to decide how it goes on.
             TopicError: Its positions are another group's, or unreadable.
-            TransportError: A broker is away.
+            TransportError: A broker or the database is away.
         """
-        committed = (await self._source.committed([number]))[number]
+        booked = None if self._ledger is None else await self._ledger.claim(number)
+        committed = hint = (await self._source.committed([number]))[number]
         if (
             kept is not None
             and committed == kept.committed
+            and booked == kept.ledger_offset
             and await self._changelog.end_offset(number) == kept.changelog_offset
         ):
             return kept  # nobody has written since
         restored = await self._changelog.restore(number)
+        if self._ledger is not None:
+            if booked is None and (committed is not None or restored.is_known):
+                raise OffsetGapError(
+                    "the ledger has nothing of it, but this group has consumed it before. Set a new"
+                    " KAFKA_GROUP_ID and POSITIONS_TOPIC: that starts from the beginning"
+                )
+            committed = booked  # what Kafka has is a hint, which is mended below
+            await self._prefer(self._ledger, number, restored)
         await self._check_placement(number, restored)
         first, end = (await self._source.offset_ranges([number]))[number]
         start = starting_point(
             committed=committed,
-            is_known=restored.is_known,
+            is_known=restored.is_known or booked is not None,
             has_positions=bool(restored.positions),
             source_offset=restored.newest[1],
             first=first,
@@ -141,9 +160,13 @@ class Takeover:
         )
         changelog_offset = restored.next_offset
         if start.is_first_start:
-            changelog_offset = await self._claim(number, start.offset)
-        # Reading again is free, and mends a state that a late write put back.
-        applies_from = max(first, start.offset - self._settings.consumer_takeover_margin)
+            changelog_offset, booked = await self._claim(number, start.offset)
+        elif hint != start.offset and self._ledger is not None:
+            await self._source.commit({number: start.offset})
+        # Reading again is free, and mends a state that a late write put back; no late write gets
+        # into the ledger.
+        margin = 0 if self._ledger is not None else self._settings.consumer_takeover_margin
+        applies_from = max(first, start.offset - margin)
         processor = self._processor(number, restored.positions.values(), applies_from)
         partition = OpenPartition(
             number=number,
@@ -152,11 +175,24 @@ class Takeover:
             effects_from=start.offset,
             committed=start.offset,
             changelog_offset=changelog_offset,
+            ledger_offset=booked,
             last_write_s=self._monotonic(),
             breaker=Breaker(self._settings.dlq_breaker_share),
         )
         partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
         return partition
+
+    @staticmethod
+    async def _prefer(ledger: Ledger, number: int, restored: Restored) -> None:
+        """Put the ledger's state in the place of the changelog's."""
+        booked = {position.key: position for position in await ledger.positions(number)}
+        for key, position in booked.items():
+            if restored.positions.get(key) != position:
+                restored.stale_keys.add(key)
+        restored.stale_keys &= booked.keys()
+        restored.positions = booked
+        offsets = (position.source_offset for position in booked.values())
+        restored.newest = (restored.newest[0], max(offsets, default=-1))
 
     async def _check_placement(self, number: int, restored: Restored) -> None:
         """Refuse a partition where keys are that belong elsewhere, or may be at home elsewhere."""
@@ -174,11 +210,21 @@ class Takeover:
                 " KAFKA_TOPIC, POSITIONS_TOPIC and KAFKA_GROUP_ID, and publish the trades anew"
             )
 
-    async def _claim(self, number: int, first: int) -> int:
+    async def _claim(self, number: int, first: int) -> tuple[int, int | None]:
         """Leave a first sign of this group, then commit where it starts.
 
-        From then on a commit without positions means that they were deleted.
+        From then on a commit without positions means that they were deleted, and one without
+        anything in the ledger that the ledger is a new one.
+
+        Returns:
+            The offsets of the changelog and of the ledger to go on with.
         """
+        booked = None
+        if self._ledger is not None:
+            start = LedgerWrite(expected=None, next_offset=first)
+            for why in (await self._ledger.write({number: start})).values():
+                raise TransportError(f"the ledger takes no first offset: {why}")
+            booked = first
         heartbeat = self._changelog.heartbeat(number, first - 1)
         (outcome,) = await self._publisher.publish([heartbeat])
         if outcome.state is not SendState.OK:
@@ -186,7 +232,7 @@ class Takeover:
         if not await self._source.commit({number: first}):
             # Opened without a commit, its positions would look like those of a group that lost it.
             raise TransportError("the first commit was refused: the partition is no longer ours")
-        return outcome.offset + 1
+        return outcome.offset + 1, booked
 
     def _processor(
         self, number: int, positions: Iterable[Position], applies_from: int
@@ -195,11 +241,13 @@ class Takeover:
             return self._partition_of(key.encode()) == number
 
         policy = self._settings.key_mismatch
+        asks_ledger = self._ledger is not None and self._settings.identity is IdentityScope.FULL
         return TradeProcessor(
             positions,
             default_currency=self._settings.defaults_currency,
             belongs=None if policy is KeyMismatch.ACCEPT else belongs,
             rekeys=policy is KeyMismatch.REKEY,
             dedupe_window=self._settings.dedupe_window,
+            identity=LedgerIdentity(self._settings.defaults_currency) if asks_ledger else None,
             applies_from=applies_from,
         )

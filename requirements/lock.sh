@@ -11,3 +11,4 @@ compile --extra broker --extra parquet --extra postgres --group test -o requirem
 compile -c requirements.txt -o requirements/runtime.txt
 compile --group dev -c requirements.txt -o requirements/dev.txt
 compile --group fuzz -c requirements.txt -o requirements/fuzz.txt
+compile --group oracles -c requirements.txt -c requirements/dev.txt -o requirements/oracles.txt

@@ -41,7 +41,7 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         kafka.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def open_dir() -> Iterator[Path]:
     """A folder that every user may enter, for PostgreSQL, which never runs as root."""
     folder = Path(tempfile.mkdtemp(prefix="trade-stream-"))

@@ -12,6 +12,8 @@ from app.consumer import TradeConsumer
 from app.health import Health
 from app.memory_io import (
     MemoryBroker,
+    MemoryDatabase,
+    MemoryLedger,
     MemoryLogReader,
     MemoryPublisher,
     MemoryRecord,
@@ -62,6 +64,7 @@ class Worker:
     reader: MemoryLogReader
     consumer: TradeConsumer
     health: Health
+    ledger: MemoryLedger | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[ConsumerStats] | None = None
 
@@ -94,9 +97,15 @@ class Worker:
 
 
 class World:
-    """Three topics in memory, and workers of one group on them."""
+    """Three topics in memory, and workers of one group on them.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        database: Where they keep a ledger, if anywhere.
+        settings: That differ from those of most tests.
+    """
+
+    def __init__(self, database: MemoryDatabase | None = None, **settings: Any) -> None:
+        self.database = database
         self.broker = MemoryBroker(
             {TRADES: PARTITIONS, DEAD_LETTERS: PARTITIONS, POSITIONS: PARTITIONS},
             now_ms=lambda: NOW_MS,
@@ -119,6 +128,7 @@ class World:
         source = MemorySource(self.broker, TRADES, self.settings.kafka_group_id)
         publisher = MemoryPublisher(self.broker)
         reader = MemoryLogReader(self.broker)
+        ledger = None if self.database is None else MemoryLedger(self.database)
         health = Health(stall_after_s=60.0, monotonic=asyncio.get_running_loop().time)
         consumer = TradeConsumer(
             source=source,
@@ -126,12 +136,13 @@ class World:
             changelog=Changelog.of(reader, self.settings),
             partition_of=source.partition_of,
             settings=self.settings,
+            ledger=ledger,
             health=health,
             metrics=ConsumerMetrics(topic=TRADES),
             now_ns=lambda: NOW_MS * 1_000_000,
             monotonic=asyncio.get_running_loop().time,
         )
-        return Worker(source, publisher, reader, consumer, health)
+        return Worker(source, publisher, reader, consumer, health, ledger)
 
     async def consume(self) -> ConsumerStats:
         """Run one worker until it has caught up, and let it leave."""

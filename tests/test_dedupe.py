@@ -168,7 +168,9 @@ def test_large_trade_is_recognised_without_being_kept() -> None:
     assert processor.positions["A"].trade_count == 2
     result = process(processor, [Stored(9, trade("T1", price="11") + padding)])
     assert [refusal.reason for refusal in result.refusals] == ["version-conflict"]
-    assert all(len(noted or "") <= MAX_COMMON_BYTES for noted in processor.window.known.values())
+    for noted in processor.window.known.values():
+        assert isinstance(noted, bytes | str)
+        assert len(noted) <= MAX_COMMON_BYTES
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])

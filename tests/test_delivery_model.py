@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.errors import OwnershipError
-from app.memory_io import Fault, MemoryRecord
+from app.ledger_codec import read_position
+from app.memory_io import Fault, MemoryDatabase, MemoryRecord
+from app.money import to_decimal
 from app.ports import OutgoingRecord
 from tests.memory_world import (
     DEAD_LETTERS,
@@ -108,10 +110,14 @@ class ModelPosition:
 class DeliveryModel(RuleBasedStateMachine):
     """Workers that crash, join, leave and meet faults, beside what they have to come to."""
 
-    def __init__(self) -> None:
+    window = WINDOW
+    """Offsets of a block of the window in which trades that were sent twice are recognised."""
+
+    def __init__(self, database: MemoryDatabase | None = None) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
         self.world = World(
+            database,
             consumer_takeover_margin=2,
             commit_every=8,
             positions_heartbeat_s=0.5,
@@ -313,6 +319,8 @@ class DeliveryModel(RuleBasedStateMachine):
         worker.source.max_records = 2
         worker.publisher.faults = self._send_fault
         worker.source.faults = worker.reader.faults = self._operation_fault
+        if worker.ledger is not None:
+            worker.ledger.faults = self._operation_fault
         self.workers.append(worker)
         await worker.start()
 
@@ -416,7 +424,7 @@ class DeliveryModel(RuleBasedStateMachine):
                 produced = self.produced[origins.get(place, place)]
                 is_at_home = produced.is_misplaced == (place in origins)
                 if produced.kind is Kind.VALID and is_at_home:
-                    trade_id, block = body_of(record)["trade_id"], record.offset // WINDOW
+                    trade_id, block = body_of(record)["trade_id"], record.offset // self.window
                     if block - last_block.get(trade_id, -2) <= 1:
                         found.add(place)
                     last_block[trade_id] = block
@@ -509,9 +517,69 @@ async def _finish(worker: Worker) -> None:
         worker.source.crash()
 
 
-TestDeliveryModel = DeliveryModel.TestCase
-TestDeliveryModel.settings = settings(
+class LedgerModel(DeliveryModel):
+    """The same with a ledger: it agrees with itself at every moment, and in the end with the log.
+
+    Trades that were sent twice are recognised however far apart they stand.
+    """
+
+    window = 10**9
+
+    def __init__(self) -> None:
+        self.database = MemoryDatabase()
+        super().__init__(self.database)
+
+    @rule(
+        operation=st.sampled_from(["write", "write", "find", "claim", "positions"]),
+        fault=st.sampled_from([Fault.UNKNOWN_STORED, Fault.UNKNOWN_LOST]),
+        times=st.integers(1, 4),
+    )
+    def the_database_fails(self, operation: str, fault: Fault, times: int) -> None:
+        """The next calls of one operation fail, or only their answers do."""
+        self.operations_fail(operation, fault, times)
+
+    @invariant()
+    def the_ledger_agrees_with_itself(self) -> None:
+        """Positions are what the trades beside them come to, and cover all of their offsets."""
+        expected: dict[str, ModelPosition] = defaultdict(ModelPosition)
+        last: dict[str, int] = {}
+        for (partition, offset), row in sorted(self.database.trades.items()):
+            assert offset < (self.database.next_offsets[partition] or 0)
+            expected[row["symbol"]].fill(
+                row["side"], Decimal(row["price"]), Decimal(row["quantity"])
+            )
+            last[row["symbol"]] = offset
+        held = {key: read_position(line) for (_, key), line in self.database.positions.items()}
+        assert held.keys() == expected.keys()
+        for key, position in held.items():
+            assert to_decimal(position.quantity_e8) == expected[key].quantity
+            assert to_decimal(position.open_cost_e24, 24) == expected[key].cost
+            assert to_decimal(position.realized_e24, 24) == expected[key].realized
+            assert position.trade_count == expected[key].count
+            assert position.source_offset == last[key]
+
+    @invariant()
+    def a_commit_is_never_ahead_of_the_ledger(self) -> None:
+        """What Kafka has committed is a hint, and the ledger has it."""
+        for partition, offset in self.world.committed.items():
+            assert offset <= (self.database.next_offsets.get(partition) or 0)
+
+    def _check_fates(self) -> None:
+        """The ledger holds every trade that is to be booked, once, and every dead letter."""
+        super()._check_fates()
+        assert self.database.dead_letters.keys() == self._dead_lettered().keys()
+        assert self.database.next_offsets == self.world.ends
+        ids = [row["trade_id"] for row in self.database.trades.values()]
+        assert len(ids) == len(set(ids))
+        assert len(ids) == sum(model.count for model in self._expected_positions().values())
+
+
+EXAMPLES: Final = settings(
     max_examples=max(150, settings().max_examples),  # HYPOTHESIS_PROFILE=long: 10,000
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+TestDeliveryModel = DeliveryModel.TestCase
+TestDeliveryModel.settings = EXAMPLES
+TestLedgerModel = LedgerModel.TestCase
+TestLedgerModel.settings = EXAMPLES

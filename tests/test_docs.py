@@ -1,5 +1,6 @@
 """The documentation says what is: settings, commands, schema, reason codes, examples."""
 
+import doctest
 import json
 import re
 import shlex
@@ -103,6 +104,18 @@ def test_readme_python_gives_what_its_comment_says() -> None:
         [sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == snippet.rsplit("#", 1)[1].split()
+
+
+def test_examples_of_the_pnl_page_give_what_they_say() -> None:
+    """Every worked case of the page is computed, one block after the other as a reader would."""
+    page = (ROOT / "docs/pnl.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    examples = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "pnl.md", "pnl.md", 0)
+    assert len(examples.examples) > 40
+    told: list[str] = []
+    failed, tried = doctest.DocTestRunner().run(examples, out=told.append)
+    assert tried == len(examples.examples)
+    assert not failed, "".join(told)
 
 
 def readme_commands() -> list[list[str]]:

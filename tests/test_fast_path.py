@@ -307,7 +307,7 @@ def _add(done: Outcome, records: Sequence[Stored], result: BatchResult) -> None:
     done.changed |= result.changed
 
 
-def judge_all(_: RecordBatch, run: range, __: int) -> Iterable[PlainEvent | None]:
+def judge_all(_: RecordBatch, run: range, *__: object) -> Iterable[PlainEvent | None]:
     """Let every record have the closer look."""
     return [None] * len(run)
 

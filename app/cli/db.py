@@ -1,5 +1,6 @@
-"""`trade-stream db`: start, stop and watch the embedded PostgreSQL of the ledger."""
+"""`trade-stream db`: the ledger's PostgreSQL; the embedded one is started, stopped and watched."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -9,6 +10,9 @@ from typing import Annotated
 import typer
 
 from app.embedded.postgres import EmbeddedPostgres, default_data_dir
+from app.errors import ConfigError
+from app.ledger import migrate_ledger
+from app.lifecycle import start_up
 
 _NOT_RUNNING = 3  # exit code of `status`, as service managers use it
 
@@ -57,6 +61,19 @@ def status(
         typer.echo(f"not running; data in {facts.data_dir}")
     if not facts.running:
         raise typer.Exit(_NOT_RUNNING)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database that DATABASE_URL names to the newest version of the tables.
+
+    The embedded one does that by itself.
+    """
+    settings = start_up()
+    if settings.database_url is None:
+        raise ConfigError(["DATABASE_URL: must be set, to the database that is to be migrated"])
+    steps = asyncio.run(migrate_ledger(settings))
+    typer.echo("\n".join(f"took {step.name}" for step in steps) or "up to date")
 
 
 @app.command()

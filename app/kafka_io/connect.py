@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay
@@ -20,12 +20,22 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-async def until_connected(connect: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
+_HINT: Final = (
+    "Start a broker with `trade-stream broker start`, or set KAFKA_BOOTSTRAP_SERVERS to one that"
+    " runs"
+)
+
+
+async def until_connected(
+    connect: Callable[[], Awaitable[T]], *, timeout_s: float, to: str = "broker", hint: str = _HINT
+) -> T:
     """Call `connect` until it succeeds; every attempt is to build new client objects (A8).
 
     Args:
-        connect: Makes the connection, raising `TransportError` while no broker answers.
+        connect: Makes the connection, raising `TransportError` while nobody answers.
         timeout_s: Give up after so many seconds.
+        to: What is connected to, for the log.
+        hint: What a person can do.
 
     Raises:
         TransportError: The last one, with what to do about it; at once when it is not retryable.
@@ -34,7 +44,7 @@ async def until_connected(connect: Callable[[], Awaitable[T]], *, timeout_s: flo
         retry=retry_if_exception(lambda exc: isinstance(exc, TransportError) and exc.retryable),
         stop=stop_after_delay(timeout_s),
         wait=wait_random_exponential(multiplier=0.25, max=5),
-        before_sleep=_tell_once(timeout_s),
+        before_sleep=_tell_once(timeout_s, to, hint),
         reraise=True,
     )
 
@@ -46,19 +56,17 @@ async def until_connected(connect: Callable[[], Awaitable[T]], *, timeout_s: flo
     except TransportError as exc:
         if not exc.retryable:
             raise
-        raise TransportError(
-            f"{exc}. Start a broker with `trade-stream broker start`,"
-            " or set KAFKA_BOOTSTRAP_SERVERS to one that runs"
-        ) from exc
+        raise TransportError(f"{exc}. {hint}") from exc
 
 
-def _tell_once(timeout_s: float) -> Callable[[RetryCallState], None]:
+def _tell_once(timeout_s: float, to: str, hint: str) -> Callable[[RetryCallState], None]:
     def tell(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
             log.warning(
-                "waiting_for_broker",
+                "waiting_to_connect",
+                to=to,
                 error=str(state.outcome.exception()),
-                hint="start one with `trade-stream broker start`",
+                hint=hint,
                 timeout_s=timeout_s,
             )
 

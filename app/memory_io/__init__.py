@@ -1,4 +1,4 @@
-"""Kafka in memory, for tests: a broker and the four parts that the loops need of one.
+"""Kafka and a ledger in memory, for tests: a broker and the parts that the loops need of one.
 
 It fits `app.ports` as `kafka_io` does, and one contract suite holds both. Nothing in it sleeps,
 starts a thread or draws an unseeded random number: the same calls give the same logs.
@@ -14,6 +14,7 @@ Faults are scripts, plain callables: `publisher.faults` decides the fate of each
 
 from app.memory_io.broker import MemoryBroker, MemoryRecord
 from app.memory_io.faults import Fault, nth, seeded
+from app.memory_io.ledger import MemoryDatabase, MemoryLedger
 from app.memory_io.log_reader import MemoryLogReader
 from app.memory_io.murmur2 import murmur2, partition_for
 from app.memory_io.publisher import MemoryPublisher
@@ -22,6 +23,8 @@ from app.memory_io.source import MemorySource
 __all__ = [
     "Fault",
     "MemoryBroker",
+    "MemoryDatabase",
+    "MemoryLedger",
     "MemoryLogReader",
     "MemoryPublisher",
     "MemoryRecord",

@@ -9,11 +9,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from app.config import Settings
 from app.embedded.kafka import EmbeddedKafka
+from app.embedded.postgres import EmbeddedPostgres
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.publisher import KafkaPublisher
 from app.memory_io import MemoryBroker, MemoryLogReader, MemoryPublisher, MemorySource
 from tests.contract.backend import Backend
+from tests.contract.postgres import MakeDatabase, maker_of_databases
 
 _names = itertools.count()
 
@@ -102,3 +104,10 @@ async def _kafka(name: str, bootstrap: str, *, is_raw: bool) -> Backend:
         publisher=publisher,
         reader=KafkaLogReader(settings),
     )
+
+
+@pytest.fixture(scope="session")
+def new_database(open_dir: Path) -> Iterator[MakeDatabase]:
+    """Give what makes a database with the ledger's tables, on a real PostgreSQL."""
+    with EmbeddedPostgres(open_dir / "contract") as postgres:
+        yield maker_of_databases(postgres.url)

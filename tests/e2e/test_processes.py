@@ -332,7 +332,7 @@ def test_stop_while_waiting_for_a_broker_ends_at_once() -> None:
     world = World("127.0.0.1:1")
     started = world.start("app/consumer.py", "--connect-timeout", "60")
     assert started.stderr is not None
-    assert "waiting_for_broker" in started.stderr.readline()
+    assert "waiting_to_connect" in started.stderr.readline()
     started.send_signal(signal.SIGTERM)
     started.communicate(timeout=10)
     assert started.returncode == 130

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,8 +43,8 @@ def planted(change: Callable[[BatchResult, RecordBatch], None]) -> type[TradePro
     """Give a processor with a bug in what it makes of a batch that has bad records."""
 
     class Planted(TradeProcessor):
-        def process_batch(self, batch: RecordBatch, *, effects_from: int = 0) -> BatchResult:
-            result = super().process_batch(batch, effects_from=effects_from)
+        def process_batch(self, batch: RecordBatch, **how: Any) -> BatchResult:
+            result = super().process_batch(batch, **how)
             if result.refusals:
                 change(result, batch)
             return result

@@ -1,0 +1,79 @@
+"""The ledger that DATABASE_URL names: found or started, migrated where it is ours, and opened."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from app.config import EMBEDDED_DATABASE, Settings
+from app.embedded.postgres import EmbeddedPostgres, default_data_dir
+from app.kafka_io.connect import until_connected
+from app.lifecycle import or_stopped
+from app.ports import Ledger
+from app.stores.migrate import Migration
+from app.stores.postgres import migrate_database, open_ledger
+
+_HINT: Final = "Start the database, or set DATABASE_URL to one that runs"
+
+
+def embedded_postgres() -> EmbeddedPostgres:
+    """Give the embedded PostgreSQL of this project, running or not."""
+    return EmbeddedPostgres(default_data_dir())
+
+
+async def database_url(settings: Settings) -> str:
+    """Give the address of the database; the embedded one is started, and left running.
+
+    Raises:
+        EmbeddedError: It does not start.
+    """
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    if url != EMBEDDED_DATABASE:
+        return url
+    postgres = embedded_postgres()
+    await asyncio.to_thread(postgres.start)
+    return postgres.url
+
+
+async def migrate_ledger(settings: Settings) -> list[Migration]:
+    """Bring the database to the newest version of the tables; give the steps that it took.
+
+    Raises:
+        LedgerError: It has taken other steps than ours.
+        TransportError: It is away.
+    """
+    return await migrate_database(await database_url(settings))
+
+
+@asynccontextmanager
+async def open_ledger_of(
+    settings: Settings, stop: asyncio.Event, *, connect_timeout_s: float
+) -> AsyncIterator[Ledger | None]:
+    """Wait for the database and give the ledger for the block; `None` where none is wanted.
+
+    Args:
+        settings: DATABASE_URL, group and topic. The embedded database is migrated as well.
+        stop: Breaks off the waiting.
+        connect_timeout_s: Longest wait for the database.
+
+    Raises:
+        KeyboardInterrupt: `stop` was set before the database answered.
+        LedgerError: The database is not fit; says what to do.
+        TransportError: It did not answer in time.
+    """
+    if settings.database_url is None:
+        yield None
+        return
+    url = await database_url(settings)
+    if settings.database_url.get_secret_value() == EMBEDDED_DATABASE:
+        await migrate_database(url)
+    async with AsyncExitStack() as stack:
+
+        async def connect() -> Ledger:
+            return await stack.enter_async_context(open_ledger(settings, url))
+
+        connecting = until_connected(
+            connect, timeout_s=connect_timeout_s, to="database", hint=_HINT
+        )
+        yield await or_stopped(connecting, stop)

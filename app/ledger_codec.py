@@ -1,0 +1,234 @@
+"""What goes into the ledger, and comes out of it, as lines of PostgreSQL's COPY text.
+
+Cells are the texts that were sent, or plain decimals: a number is parsed once, by the database, to
+an exact numeric. An empty cell is NULL: no text that is stored is ever empty. What has a meaning in
+this format are tab, newline and backslash; the first two are not printable, so no checked text has
+them, and the third is doubled when lines are joined.
+
+Source:
+    PostgreSQL manual, COPY, "Text Format".
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from app.codec import PlainEvent
+from app.models import Position, Refusal, TradeEvent
+from app.money import format_scaled, parse_scaled
+from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
+from app.validation import CheckedTrade
+
+PLAIN_TRADE_COLUMNS: Final = (
+    *("source_partition", "source_offset", "trade_id", "book", "symbol", "side", "price"),
+    *("quantity", "currency", "executed_ns"),
+)
+"""Of a trade of the common fields alone; the others have their defaults."""
+TRADE_COLUMNS: Final = (
+    *PLAIN_TRADE_COLUMNS,
+    *("version", "action", "multiplier", "fee", "suspects", "details"),
+)
+DEAD_LETTER_COLUMNS: Final = ("source_partition", "source_offset", "reason", "kind", "message")
+POSITION_COLUMNS: Final = (
+    *("source_partition", "key", "book", "symbol", "currency", "quantity", "open_cost"),
+    *("multiplier", "realized", "fees", "mark", "mark_ns", "trade_count", "source_offset"),
+    *("origins", "generation"),
+)
+
+_OWN_COLUMNS: Final = frozenset(
+    {
+        *("trade_id", "book", "symbol", "side", "price", "quantity", "timestamp", "version"),
+        *("action", "currency", "contract_multiplier"),
+        *("published_at", "processed_at", "schema_version"),  # of the transport, not of the trade
+    }
+)
+_MORE_FIELDS: Final = tuple(f for f in TradeEvent.__struct_fields__ if f not in _OWN_COLUMNS)
+
+
+@dataclass(slots=True)
+class LedgerRows:
+    """Lines that the records of one partition leave in the ledger.
+
+    Attributes:
+        partition: The partition of the source topic.
+        currency: Of a trade that names none.
+        plain_trades: Lines of `PLAIN_TRADE_COLUMNS`.
+        trades: Lines of `TRADE_COLUMNS`.
+        dead_letters: Lines of `DEAD_LETTER_COLUMNS`.
+    """
+
+    partition: int
+    currency: str
+    plain_trades: list[str] = field(default_factory=list)
+    trades: list[str] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many lines there are."""
+        return len(self.plain_trades) + len(self.trades) + len(self.dead_letters)
+
+    def add_plain(
+        self,
+        offsets: Sequence[int],
+        events: Sequence[PlainEvent | None],
+        *,
+        apart: Iterable[int] = (),
+    ) -> None:
+        """Add trades that were booked without a closer look.
+
+        Args:
+            offsets: Of the records of a batch.
+            events: Of the same records.
+            apart: Indexes of those that are no such trades.
+        """
+        booked: list[PlainEvent | None] = list(events)
+        for index in apart:
+            booked[index] = None
+        partition, currency = self.partition, self.currency
+        self.plain_trades += [
+            f"{partition}\t{offset}\t{e.trade_id}\t{e.book or ''}\t{e.symbol}\t{e.side}"
+            f"\t{e.price}\t{e.quantity}\t{currency}\t{_executed_ns(e.timestamp)}"
+            for offset, e in zip(offsets, booked, strict=True)
+            if e is not None
+        ]
+
+    def add(
+        self, offset: int, event: TradeEvent, trade: CheckedTrade, suspects: Sequence[str]
+    ) -> None:
+        """Add a trade that was judged by all the rules, with what is doubtful about it."""
+        cells = (
+            str(self.partition),
+            str(offset),
+            str(event.trade_id),
+            event.book or "",
+            str(event.symbol),
+            str(event.side),
+            format_scaled(trade.price_e8),
+            format_scaled(trade.quantity_e8),
+            event.currency or self.currency,
+            str(trade.time_ns),
+            str(event.version or 1),
+            event.action or "NEW",
+            format_scaled(trade.multiplier_e8),
+            format_scaled(trade.fee_e8),
+            f"{{{','.join(suspects)}}}" if suspects else "",
+            _details(event),
+        )
+        self.trades.append("\t".join(cells))
+
+    def add_refusal(self, offset: int, refusal: Refusal) -> None:
+        """Add a record that is dead-lettered; of its bytes nothing is kept here."""
+        cells = (str(self.partition), str(offset), refusal.reason, refusal.kind, refusal.message)
+        self.dead_letters.append("\t".join(cells))
+
+    def absorb(self, other: "LedgerRows") -> None:
+        """Take over the lines of later records."""
+        self.plain_trades += other.plain_trades
+        self.trades += other.trades
+        self.dead_letters += other.dead_letters
+
+
+def copy_text(lines: Iterable[str]) -> bytes:
+    """Join lines to the bytes that COPY reads."""
+    text = "\n".join(lines)
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    return f"{text}\n".encode() if text else b""
+
+
+def copied_lines(text: bytes) -> list[str]:
+    """Give the lines that COPY wrote: the way back of `copy_text`."""
+    # By newlines alone: `splitlines` knows more ends of lines than COPY does.
+    lines = text.decode().split("\n")[:-1]
+    return [line.replace("\\\\", "\\") for line in lines] if b"\\" in text else lines
+
+
+def _executed_ns(timestamp: str) -> int:
+    try:
+        return KNOWN_HEADS[timestamp[:23]] + KNOWN_TAILS[timestamp[23:]]
+    except KeyError:
+        return parse_timestamp(timestamp)[0]
+
+
+def _details(event: TradeEvent) -> str:
+    """Give the fields that have no column of their own as JSON; of most trades there are none."""
+    details = {name: value for name in _MORE_FIELDS if (value := getattr(event, name)) is not None}
+    return msgspec.json.encode(details).decode() if details else ""
+
+
+def event_of(row: Mapping[str, Any]) -> TradeEvent:
+    """Give back the event that a row of trades was made of, but for what the transport needed.
+
+    Args:
+        row: Its cells by `TRADE_COLUMNS`; numbers as text or as numbers.
+    """
+    return msgspec.structs.replace(
+        msgspec.json.decode(row["details"] or "{}", type=TradeEvent),
+        trade_id=row["trade_id"],
+        version=int(row["version"]),
+        action=row["action"],
+        book=row["book"],
+        symbol=row["symbol"],
+        side=row["side"],
+        price=row["price"],
+        quantity=row["quantity"],
+        timestamp=int(row["executed_ns"]),
+        currency=row["currency"],
+        contract_multiplier=row["multiplier"],
+    )
+
+
+def position_line(partition: int, position: Position) -> str:
+    """Write a position as a line of `POSITION_COLUMNS`."""
+    origins = position.origins
+    cells = (
+        str(partition),
+        position.key,
+        position.book or "",
+        position.symbol,
+        position.currency or "",
+        format_scaled(position.quantity_e8),
+        format_scaled(position.open_cost_e24, 24),
+        format_scaled(position.multiplier_e8),
+        format_scaled(position.realized_e24, 24),
+        format_scaled(position.fees_e8),
+        format_scaled(position.mark_e8),
+        str(position.mark_ns),
+        str(position.trade_count),
+        str(position.source_offset),
+        json.dumps({str(p): offset for p, offset in sorted(origins.items())}) if origins else "",
+        str(position.generation),
+    )
+    return "\t".join(cells)
+
+
+def read_position(line: str) -> Position:
+    """Read back what `position_line` wrote.
+
+    Raises:
+        ValueError: The line is none of ours.
+    """
+    _, _, book, symbol, currency, quantity, cost, multiplier, realized, fees, mark, *rest = (
+        line.split("\t")
+    )
+    mark_ns, trade_count, source_offset, origins, generation = rest
+    return Position(
+        book or None,
+        symbol,
+        currency or None,
+        parse_scaled(quantity, 8),
+        parse_scaled(cost, 24),
+        parse_scaled(multiplier, 8),
+        parse_scaled(realized, 24),
+        parse_scaled(fees, 8),
+        parse_scaled(mark, 8),
+        int(mark_ns),
+        int(trade_count),
+        int(source_offset),
+        {int(p): offset for p, offset in json.loads(origins).items()} if origins else None,
+        int(generation),
+    )

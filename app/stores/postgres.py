@@ -1,0 +1,295 @@
+"""The ledger in PostgreSQL: trades, positions and offsets of a partition change in one transaction.
+
+A partition has a row with the next offset and the process that may write. A write compares both
+before it changes anything, and holds the row until it commits, so that of two writers one finds
+that it is not the writer any more, however late its transaction arrives. What was written is found
+by the same comparison, so that a write whose answer was lost is safe to repeat.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from io import BytesIO
+from typing import Final
+from uuid import UUID, uuid4
+
+import asyncpg
+import structlog
+
+from app.config import IdentityScope, Settings
+from app.errors import LedgerError, TransportError
+from app.ledger_codec import (
+    DEAD_LETTER_COLUMNS,
+    PLAIN_TRADE_COLUMNS,
+    POSITION_COLUMNS,
+    TRADE_COLUMNS,
+    copied_lines,
+    copy_text,
+    event_of,
+    position_line,
+    read_position,
+)
+from app.models import Position, TradeEvent
+from app.ports import LedgerWrite
+from app.stores.migrate import Connection, Migration, migrate, pending
+
+log = structlog.get_logger(__name__)
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+_CLOSE_TIMEOUT_S: Final = 2.0
+_STATEMENT_TIMEOUT_S: Final = 60.0
+"""Longest wait for one answer; the server gives up at the same time, so that nothing lingers."""
+_CONNECTIONS: Final = 3
+"""One writes, one is asked, one restores."""
+_SESSION: Final = {
+    "application_name": "trade-stream",
+    "timezone": "UTC",
+    "synchronous_commit": "on",
+    "jit": "off",  # statements are short and many
+    "statement_timeout": f"{_STATEMENT_TIMEOUT_S:.0f}s",
+    "idle_in_transaction_session_timeout": f"{_STATEMENT_TIMEOUT_S:.0f}s",
+}
+
+_TRANSIENT: Final = (
+    OSError,  # and with it TimeoutError
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,  # shut down, restarted, terminated, timed out
+    asyncpg.InsufficientResourcesError,  # disk full, too many connections
+    asyncpg.TransactionRollbackError,  # deadlock
+    asyncpg.LockNotAvailableError,
+    asyncpg.InternalClientError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
+)
+
+_CLAIM: Final = """
+INSERT INTO source_partitions (source_partition, owner) VALUES ($1, $2)
+ON CONFLICT (source_partition) DO UPDATE SET owner = excluded.owner, owned_since = now()
+RETURNING next_offset
+"""
+_LOCK: Final = """
+SELECT source_partition, owner, next_offset FROM source_partitions
+WHERE source_partition = ANY($1::integer[]) ORDER BY source_partition FOR UPDATE
+"""
+_MOVE_ON: Final = """
+UPDATE source_partitions p SET next_offset = w.next_offset, written_at = now()
+FROM unnest($1::integer[], $2::bigint[]) AS w (source_partition, next_offset)
+WHERE p.source_partition = w.source_partition
+"""
+_STAGE: Final = """
+CREATE TEMPORARY TABLE IF NOT EXISTS staged_positions (LIKE positions) ON COMMIT DELETE ROWS
+"""
+_MERGE: Final = f"""
+INSERT INTO positions ({", ".join(POSITION_COLUMNS)})
+SELECT {", ".join(POSITION_COLUMNS)} FROM staged_positions
+ON CONFLICT (source_partition, key) DO UPDATE SET
+{", ".join(f"{name} = excluded.{name}" for name in POSITION_COLUMNS[2:])}
+"""  # noqa: S608 - names of our own
+_POSITIONS: Final = f"""
+SELECT {", ".join(POSITION_COLUMNS)} FROM positions WHERE source_partition = $1
+"""  # noqa: S608 - names of our own
+_FIND: Final = """
+SELECT t.* FROM unnest($1::text[]) AS wanted (trade_id)
+JOIN trade_ids i ON i.trade_id = wanted.trade_id
+JOIN trades t ON t.source_partition = i.source_partition AND t.source_offset = i.source_offset
+"""
+_OWNER: Final = """
+INSERT INTO ledger (topic, consumer_group) VALUES ($1, $2) ON CONFLICT DO NOTHING
+"""
+_IDS_COLUMNS: Final = ("trade_id", "source_partition", "source_offset")
+
+
+class PostgresLedger:
+    """The ledger of one group and topic; made by `open_ledger`.
+
+    Args:
+        pool: Connections to the database.
+        notes_ids: Whether the ids of trades are kept, so that each is booked once for ever.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, notes_ids: bool) -> None:
+        self._pool = pool
+        self._notes_ids = notes_ids
+        self._owner = uuid4()
+
+    async def claim(self, partition: int) -> int | None:
+        """See `ports.Ledger`."""
+        async with self._connection() as connection:
+            offset: int | None = await connection.fetchval(_CLAIM, partition, self._owner)
+            return offset
+
+    async def positions(self, partition: int) -> list[Position]:
+        """See `ports.Ledger`."""
+        copied = BytesIO()
+        async with self._connection() as connection:
+            await connection.copy_from_query(
+                _POSITIONS, partition, output=copied, format="text", null=""
+            )
+        return [read_position(line) for line in copied_lines(copied.getvalue())]
+
+    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+        """See `ports.Ledger`."""
+        try:
+            async with self._connection() as connection, connection.transaction():
+                rows = await connection.fetch(_LOCK, sorted(writes))
+                lost = _lost(rows, writes, self._owner)
+                held = {row["source_partition"]: row["next_offset"] for row in rows}
+                new = {
+                    number: write
+                    for number, write in sorted(writes.items())
+                    if number not in lost and held[number] != write.next_offset
+                }
+                if new:
+                    await self._store(connection, new)
+        except asyncpg.UniqueViolationError as exc:
+            # Booked by another worker, from another partition, since we asked: to be judged anew.
+            return dict.fromkeys(writes, f"booked elsewhere meanwhile: {exc.detail}")
+        return lost
+
+    async def _store(self, connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:
+        offsets = [write.next_offset for write in writes.values()]
+        await connection.execute(_MOVE_ON, list(writes), offsets)
+        plain = [line for write in writes.values() for line in write.plain_trades]
+        others = [line for write in writes.values() for line in write.trades]
+        letters = [line for write in writes.values() for line in write.dead_letters]
+        await _copy(connection, "trades", PLAIN_TRADE_COLUMNS, plain)
+        await _copy(connection, "trades", TRADE_COLUMNS, others)
+        if self._notes_ids:
+            # Sorted, so that neighbours in the index are written together.
+            ids = sorted(_id_line(line) for lines in (plain, others) for line in lines)
+            await _copy(connection, "trade_ids", _IDS_COLUMNS, ids)
+        await _copy(connection, "dead_letters", DEAD_LETTER_COLUMNS, letters)
+        positions = [
+            position_line(number, position)
+            for number, write in writes.items()
+            for position in write.positions
+        ]
+        if positions:
+            await connection.execute(_STAGE)
+            await _copy(connection, "staged_positions", POSITION_COLUMNS, positions)
+            await connection.execute(_MERGE)
+
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, TradeEvent]:
+        """See `ports.Ledger`."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(_FIND, trade_ids)
+        return {row["trade_id"]: event_of(dict(row)) for row in rows}
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        with _explained():
+            async with self._pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+                yield connection
+
+
+async def _copy(
+    connection: Connection, table: str, columns: Sequence[str], lines: Sequence[str]
+) -> None:
+    if lines:
+        await connection.copy_to_table(
+            table, source=BytesIO(copy_text(lines)), columns=columns, format="text", null=""
+        )
+
+
+def _id_line(line: str) -> str:
+    partition, offset, trade_id, _ = line.split("\t", 3)
+    return f"{trade_id}\t{partition}\t{offset}"
+
+
+def _lost(
+    rows: Sequence[asyncpg.Record], writes: Mapping[int, LedgerWrite], owner: UUID
+) -> dict[int, str]:
+    """Give the partitions that cannot be written, and why."""
+    lost = dict.fromkeys(writes, "the ledger does not know it")
+    for row in rows:
+        number, held = row["source_partition"], row["next_offset"]
+        write = writes[number]
+        if row["owner"] != owner:
+            lost[number] = "another worker has taken it over"
+        elif held not in (write.expected, write.next_offset):
+            lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
+        else:
+            del lost[number]
+    return lost
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what the driver raises into errors of ours; a bug stays what it is."""
+    try:
+        yield
+    except _TRANSIENT as exc:
+        raise TransportError(f"the ledger's database: {str(exc) or type(exc).__name__}") from exc
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
+        raise LedgerError(f"{exc}: run `trade-stream db migrate`") from exc
+    except asyncpg.InsufficientPrivilegeError as exc:
+        raise LedgerError(f"{exc}: grant it to the user of DATABASE_URL") from exc
+
+
+@asynccontextmanager
+async def open_ledger(settings: Settings, url: str) -> AsyncIterator[PostgresLedger]:
+    """Connect to the ledger of the group and the topic that the settings name.
+
+    Args:
+        settings: Group, topic and identity.
+        url: Of the database.
+
+    Raises:
+        LedgerError: The tables are missing or old, or they are another group's or topic's.
+        TransportError: The database is away.
+    """
+    with _explained():
+        pool = await new_pool(url)
+    try:
+        with _explained():
+            async with pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+                await _check(connection, settings)
+        yield PostgresLedger(pool, notes_ids=settings.identity is IdentityScope.FULL)
+    finally:
+        await _close(pool)
+
+
+async def migrate_database(url: str) -> list[Migration]:
+    """Bring a database to the newest version of the tables; raises as `open_ledger`."""
+    with _explained():
+        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            return await migrate(connection)
+        finally:
+            await connection.close(timeout=_CLOSE_TIMEOUT_S)
+
+
+async def new_pool(url: str) -> asyncpg.Pool:
+    """Connect to a database; what goes wrong comes as the driver raises it."""
+    return await asyncpg.create_pool(
+        url,
+        min_size=1,
+        max_size=_CONNECTIONS,
+        timeout=_CONNECT_TIMEOUT_S,
+        command_timeout=_STATEMENT_TIMEOUT_S,
+        server_settings=_SESSION,
+    )
+
+
+async def _check(connection: Connection, settings: Settings) -> None:
+    if steps := await pending(connection):
+        raise LedgerError(
+            f"the database lacks {', '.join(step.name for step in steps)}:"
+            " run `trade-stream db migrate`"
+        )
+    await connection.execute(_OWNER, settings.kafka_topic, settings.kafka_group_id)
+    ((topic, group),) = await connection.fetch("SELECT topic, consumer_group FROM ledger")
+    if (topic, group) != (settings.kafka_topic, settings.kafka_group_id):
+        raise LedgerError(
+            f"the database holds the ledger of group {group} and topic {topic}, not of"
+            f" {settings.kafka_group_id} and {settings.kafka_topic}: set DATABASE_URL to a database"
+            " of its own"
+        )
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await pool.close()
+    except (TimeoutError, *_TRANSIENT):
+        pool.terminate()

@@ -1,0 +1,243 @@
+"""What every ledger promises: all or nothing, one writer, a repeated write found to be there."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pytest
+
+from app.ledger_codec import LedgerRows
+from app.memory_io import MemoryDatabase, MemoryLedger
+from app.models import Position, Refusal, TradeEvent
+from app.money import ONE_E8
+from app.ports import Ledger, LedgerWrite
+from app.validation import check_event
+from tests.contract.postgres import Database
+
+
+class Tables(Protocol):
+    """What a test reads of a ledger behind its back."""
+
+    async def trades(self) -> list[tuple[int, int, str]]:
+        """Give partition, offset and id of every trade, sorted."""
+
+    async def dead_letters(self) -> list[tuple[int, int, str]]:
+        """Give partition, offset and reason of every dead letter, sorted."""
+
+
+@dataclass
+class Backend:
+    """One back end with an empty ledger."""
+
+    make: Callable[[], Ledger]
+    tables: Tables
+
+
+class MemoryTables:
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    async def trades(self) -> list[tuple[int, int, str]]:
+        rows = self._database.trades.items()
+        return sorted((*place, row["trade_id"]) for place, row in rows)
+
+    async def dead_letters(self) -> list[tuple[int, int, str]]:
+        rows = self._database.dead_letters.items()
+        return sorted((*place, row["reason"]) for place, row in rows)
+
+
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.integration)])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    """Give each back end in turn."""
+    if request.param == "memory":
+        database = MemoryDatabase()
+        yield Backend(lambda: MemoryLedger(database), MemoryTables(database))
+        return
+    real: Database
+    async with request.getfixturevalue("new_database")() as real:
+        yield Backend(real.ledger, real)
+
+
+def write(
+    partition: int, offsets: range, *, expected: int | None, prefix: str = "T", **more: Any
+) -> LedgerWrite:
+    """Give a write of one trade for each offset, and of one position."""
+    rows = LedgerRows(partition, "USD")
+    for offset in offsets:
+        event = trade_event(f"{prefix}{offset}")
+        rows.add(offset, event, check_event(event), ())
+    return LedgerWrite(
+        expected=expected,
+        next_offset=offsets.stop,
+        trades=rows.trades,
+        **({"positions": [position(offsets.stop - 1)]} | more),
+    )
+
+
+def trade_event(trade_id: str, **more: Any) -> TradeEvent:
+    """Give a trade event."""
+    fields: dict[str, Any] = {
+        "trade_id": trade_id,
+        "symbol": "AAPL",
+        "side": "BUY",
+        "price": "10.5",
+        "quantity": "3",
+        "timestamp": "2026-09-01T10:00:00.123456789Z",
+    }
+    return TradeEvent(**(fields | more))
+
+
+def position(source_offset: int, **more: Any) -> Position:
+    """Give a position up to an offset."""
+    fields: dict[str, Any] = {
+        "book": None,
+        "symbol": "AAPL",
+        "currency": "USD",
+        "quantity_e8": 3 * ONE_E8,
+        "open_cost_e24": 10**24 // 3,
+        "realized_e24": -1,
+        "mark_e8": 5,
+        "mark_ns": 1_756_720_800_123_456_789,
+        "trade_count": source_offset + 1,
+        "source_offset": source_offset,
+    }
+    return Position(**(fields | more))
+
+
+async def test_a_ledger_is_empty_at_first(backend: Backend) -> None:
+    """A claim of an unknown partition tells that nothing of it was ever there."""
+    ledger = backend.make()
+    assert await ledger.claim(0) is None
+    assert await ledger.positions(0) == []
+    assert await ledger.find(["T1"]) == {}
+
+
+async def test_trades_positions_and_offset_are_stored_together(backend: Backend) -> None:
+    """What was written is there, to the last digit, and the next write goes on after it."""
+    ledger = backend.make()
+    await ledger.claim(3)
+    assert await ledger.write({3: write(3, range(5), expected=None)}) == {}
+    assert await ledger.write({3: write(3, range(5, 7), expected=5)}) == {}
+    assert await ledger.claim(3) == 7
+    assert await ledger.positions(3) == [position(6)]
+    assert await backend.tables.trades() == [(3, n, f"T{n}") for n in range(7)]
+
+
+async def test_a_former_owner_writes_nothing(backend: Backend) -> None:
+    """Whoever claimed a partition last is its only writer, at whatever offset the others are."""
+    old, new = backend.make(), backend.make()
+    await old.claim(0)
+    assert await old.write({0: write(0, range(2), expected=None)}) == {}
+    assert await new.claim(0) == 2
+    assert (await old.write({0: write(0, range(2, 4), expected=2)})).keys() == {0}
+    assert await backend.tables.trades() == [(0, 0, "T0"), (0, 1, "T1")]
+    assert await new.write({0: write(0, range(2, 3), expected=2)}) == {}
+    assert (await old.write({0: write(0, range(2, 3), expected=2)})).keys() == {0}
+    assert len(await backend.tables.trades()) == 3
+
+
+async def test_a_write_that_is_repeated_is_found_to_be_there(backend: Backend) -> None:
+    """As after an answer that was lost: nothing is stored twice, and nobody is told to restore."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    for _ in range(2):
+        assert await ledger.write({0: write(0, range(3), expected=None)}) == {}
+    assert len(await backend.tables.trades()) == 3
+
+
+async def test_a_write_from_elsewhere_is_refused(backend: Backend) -> None:
+    """It must go on where the ledger is: nothing is skipped and nothing is stored again."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    await ledger.write({0: write(0, range(3), expected=None)})
+    for offsets, expected in ((range(5, 6), 5), (range(1, 4), 1), (range(1), None)):
+        assert (await ledger.write({0: write(0, offsets, expected=expected)})).keys() == {0}
+    assert len(await backend.tables.trades()) == 3
+    assert await ledger.positions(0) == [position(2)]
+
+
+async def test_one_lost_partition_does_not_stop_the_others(backend: Backend) -> None:
+    """Of several partitions in one call those are stored that are ours."""
+    ledger, other = backend.make(), backend.make()
+    for number in (0, 1):
+        await ledger.claim(number)
+    await other.claim(1)
+    writes = {n: write(n, range(2), expected=None, prefix=f"P{n}-") for n in (0, 1)}
+    assert (await ledger.write(writes)).keys() == {1}
+    assert await backend.tables.trades() == [(0, 0, "P0-0"), (0, 1, "P0-1")]
+    assert await ledger.claim(1) is None
+
+
+async def test_a_trade_is_stored_once_in_all_partitions(backend: Backend) -> None:
+    """Who writes the id of another partition's trade stores nothing, and has to look again."""
+    ledger = backend.make()
+    for number in (0, 1):
+        await ledger.claim(number)
+    assert await ledger.write({0: write(0, range(3), expected=None)}) == {}
+    assert (await ledger.write({1: write(1, range(2, 4), expected=None)})).keys() == {1}
+    assert len(await backend.tables.trades()) == 3
+    assert await ledger.claim(1) is None
+
+
+async def test_trades_are_found_by_their_ids(backend: Backend) -> None:
+    """With everything that their content is compared by, and none that is not there."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    event = trade_event(
+        "T1",
+        book='B\\k"1',
+        currency="EUR",
+        contract_multiplier="2.5",
+        isin="US0378331005",
+        fees=[{"amount": "1.25"}],
+    )
+    rows = LedgerRows(0, "USD")
+    rows.add(4, event, check_event(trade_event("T1", contract_multiplier="2.5")), ("late",))
+    await ledger.write({0: LedgerWrite(expected=None, next_offset=5, trades=rows.trades)})
+    found = await ledger.find(["T0", "T1", "T'2"])
+    assert found.keys() == {"T1"}
+    assert (found["T1"].book, found["T1"].isin) == ('B\\k"1', "US0378331005")
+    assert (found["T1"].currency, found["T1"].version) == ("EUR", 1)
+
+
+async def test_dead_letters_are_noted_where_they_stood(backend: Backend) -> None:
+    """With their reason, in the same write."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    rows = LedgerRows(0, "USD")
+    rows.add_refusal(7, Refusal(0, "price-missing", "price is required", "validation", "E"))
+    await ledger.write(
+        {0: LedgerWrite(expected=None, next_offset=8, dead_letters=rows.dead_letters)}
+    )
+    assert await backend.tables.dead_letters() == [(0, 7, "price-missing")]
+
+
+async def test_positions_come_back_as_they_went_in(backend: Backend) -> None:
+    """Names with every character that is allowed, amounts of any length, and the last state."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    odd = position(
+        3,
+        book="a\\b\\\\n 'é\u00df",
+        symbol="{x}\\N",
+        currency=None,
+        open_cost_e24=-(10**60) - 1,
+        origins={1: 10**12, 7: 0},
+        generation=4,
+    )
+    await ledger.write({0: write(0, range(4), expected=None, positions=[odd, position(3)])})
+    await ledger.write({0: write(0, range(4, 5), expected=4, positions=[position(4)])})
+    assert {p.key: p for p in await ledger.positions(0)} == {odd.key: odd, "AAPL": position(4)}
+
+
+async def test_two_writers_at_once_store_what_one_of_them_wrote(backend: Backend) -> None:
+    """However their transactions interleave."""
+    ledgers = [backend.make() for _ in range(4)]
+    for ledger in ledgers:
+        await ledger.claim(0)
+    outcomes = await asyncio.gather(
+        *(ledger.write({0: write(0, range(3), expected=None)}) for ledger in ledgers)
+    )
+    assert [bool(lost) for lost in outcomes] == [True, True, True, False]
+    assert len(await backend.tables.trades()) == 3
