@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from app.config import EMBEDDED_DATABASE, Settings, data_home
-from app.embedded.postgres import EmbeddedPostgres
+from app.config import EMBEDDED_DATABASE, Settings
+from app.embedded.postgres import EmbeddedPostgres, default_data_dir
 from app.kafka_io.connect import until_connected
 from app.lifecycle import or_stopped
 from app.ports import Ledger
@@ -18,7 +18,7 @@ _HINT: Final = "Start the database, or set DATABASE_URL to one that runs"
 
 def embedded_postgres() -> EmbeddedPostgres:
     """Give the embedded PostgreSQL of this project, running or not."""
-    return EmbeddedPostgres(data_home() / "postgres")
+    return EmbeddedPostgres(default_data_dir())
 
 
 async def database_url(settings: Settings) -> str:

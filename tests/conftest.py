@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -42,20 +41,13 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         kafka.stop()
 
 
-@contextmanager
-def open_folder() -> Iterator[Path]:
-    """Give a folder that every user may enter, for PostgreSQL, which never runs as root."""
+@pytest.fixture(scope="session")
+def open_dir() -> Iterator[Path]:
+    """A folder that every user may enter, for PostgreSQL, which never runs as root."""
     folder = Path(tempfile.mkdtemp(prefix="trade-stream-"))
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def open_dir() -> Iterator[Path]:
-    """A folder that every user may enter."""
-    with open_folder() as folder:
-        yield folder
 
 
 @pytest.fixture(autouse=True)

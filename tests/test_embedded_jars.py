@@ -23,7 +23,7 @@ from app.embedded.kafka import BrokerStatus, EmbeddedKafka
 from app.embedded.loopback import is_port_free, pick_ports
 from app.embedded.process import Process, exclusive, launch_detached, read_pid_file, terminate
 from app.embedded.server_config import SaslConfig, server_properties
-from app.errors import EmbeddedBrokerError
+from app.errors import EmbeddedBrokerError, EmbeddedError
 
 PLAN = Cluster(
     kafka_version="4.4.0",
@@ -210,7 +210,7 @@ def test_a_lock_held_by_another_is_waited_for_in_bounded_time(tmp_path: Path) ->
     path = tmp_path / "lock"
     with (
         exclusive(path, timeout_s=1, on_wait=lambda: None),
-        pytest.raises(EmbeddedBrokerError, match=str(path)),
+        pytest.raises(EmbeddedError, match=str(path)),
         exclusive(path, timeout_s=0.05, on_wait=lambda: waits.append("wait")),
     ):
         pass

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from app.config import data_home
-from app.embedded.postgres import EmbeddedPostgres
+from app.embedded.postgres import EmbeddedPostgres, default_data_dir
 from app.errors import ConfigError
 from app.ledger import migrate_ledger
 from app.lifecycle import start_up
@@ -20,15 +19,11 @@ _NOT_RUNNING = 3  # exit code of `status`, as service managers use it
 app = typer.Typer(name="db", help="The ledger's PostgreSQL.", no_args_is_help=True)
 
 
-def _default_data_dir() -> Path:
-    return data_home() / "postgres"
-
-
 DataDirOption = Annotated[
     Path,
     typer.Option(
         "--data-dir",
-        default_factory=_default_data_dir,
+        default_factory=default_data_dir,
         show_default=".trade-stream/postgres of the project",
         help="Where data, log and pid file are kept.",
     ),

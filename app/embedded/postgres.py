@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
 
+from app.config import data_home
 from app.embedded.postgres_dir import PostgresDir
 from app.embedded.postgres_programs import Programs, find_programs
 from app.embedded.postgres_settings import PORT, server_settings
@@ -38,6 +39,11 @@ _PROGRESS_S: Final = 5.0
 _LOG_TAIL_LINES: Final = 20
 
 _log = logging.getLogger(__name__)
+
+
+def default_data_dir() -> Path:
+    """Give the data directory of `DATABASE_URL=embedded`."""
+    return data_home() / "postgres"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,20 +134,23 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + timeout_s
         with self._locked(timeout_s):
             programs = self._programs()
-            process = self._running(clean=True)
-            if process is not None:
-                self._wait_ready(programs, process, deadline)
+            process = self._running()
+            # One that is on its way to its end is not the one that was asked for.
+            if process is not None and self._becomes_ready(programs, process, deadline):
                 self._notify(f"already running at {self.url}")
                 return
+            self._tell_of_crash()
             with self._data_for_ourselves() as descriptor:
                 process = self._launch(programs, descriptor)
                 try:
-                    self._wait_ready(programs, process, deadline)
+                    is_ready = self._becomes_ready(programs, process, deadline)
                 except _NotReadyYetError:
                     raise
                 except BaseException:  # an interrupt too must not leave it half started
                     self._end(process, STOP_TIMEOUT_S)
                     raise
+            if not is_ready:
+                raise EmbeddedDatabaseError(f"PostgreSQL has died; {self._log_tail()}")
             self._notify(f"running at {self.url}")
 
     def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
@@ -158,8 +167,9 @@ class EmbeddedPostgres:
             self._notify("not running")
             return
         with self._locked(timeout_s):
-            process = self._running(clean=True)
+            process = self._running()
             if process is None:
+                self._tell_of_crash()
                 self._notify("not running")
                 return
             if not self._end(process, timeout_s):
@@ -220,17 +230,16 @@ class EmbeddedPostgres:
                 ) from exc
             yield descriptor
 
-    def _running(self, *, clean: bool = False) -> Process | None:
-        """Find the server's process; a stale pid file may be told of only under the lock."""
+    def _running(self) -> Process | None:
         process = read_pid_file(self._dir.pid_file)
-        if process is None or process.is_alive():
-            return process
-        if clean:
-            self._notify("the server had ended without a stop; what it had in hand is recovered")
-        return None
+        return process if process is not None and process.is_alive() else None
+
+    def _tell_of_crash(self) -> None:
+        if self._dir.pid_file.exists():  # a stop removes it
+            self._notify("the server had ended without a stop; a start recovers what it had done")
 
     def _launch(self, programs: Programs, descriptor: int) -> Process:
-        programs.require_way_to(self._dir.path)
+        programs = programs.within_reach(self._dir.path)
         version = programs.version
         if not self._dir.data.exists():
             self._make_data(programs, version, descriptor)
@@ -285,11 +294,12 @@ class EmbeddedPostgres:
             self._dir.socket_dir, DATABASE
         )
 
-    def _wait_ready(self, programs: Programs, process: Process, deadline: float) -> None:
+    def _becomes_ready(self, programs: Programs, process: Process, deadline: float) -> bool:
+        """Wait until the server lets clients in; False when it ends instead."""
         began = told = time.monotonic()
         while not self._is_ready(programs, process):
             if not process.is_alive():
-                raise EmbeddedDatabaseError(f"PostgreSQL has died; {self._log_tail()}")
+                return False
             now = time.monotonic()
             if now > deadline:
                 raise _NotReadyYetError(
@@ -302,6 +312,7 @@ class EmbeddedPostgres:
                 last = (self._dir.log_lines() or ["nothing"])[-1]
                 self._notify(f"not ready after {now - began:.0f} s; its log says: {last}")
             time.sleep(_POLL_S)
+        return True
 
     def _end(self, process: Process, timeout_s: float) -> bool:
         """End the server; tell whether it did so in an orderly way."""

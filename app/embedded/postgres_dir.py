@@ -8,6 +8,7 @@
     DATA/socket/           the folder of its socket, unless the path is not fit for one
     DATA/data/             PostgreSQL's own
     DATA/data.partial/     the same before it is complete
+    DATA/programs-18.4/    a copy of its programs, where the server may not reach the installed ones
 
 `data` appears as a whole, by a rename, when it has been made with the database in it.
 """

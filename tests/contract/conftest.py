@@ -14,7 +14,6 @@ from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.publisher import KafkaPublisher
 from app.memory_io import MemoryBroker, MemoryLogReader, MemoryPublisher, MemorySource
-from tests.conftest import open_folder
 from tests.contract.backend import Backend
 from tests.contract.postgres import MakeDatabase, maker_of_databases
 
@@ -108,7 +107,7 @@ async def _kafka(name: str, bootstrap: str, *, is_raw: bool) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def new_database() -> Iterator[MakeDatabase]:
+def new_database(open_dir: Path) -> Iterator[MakeDatabase]:
     """Give what makes a database with the ledger's tables, on a real PostgreSQL."""
-    with open_folder() as folder, EmbeddedPostgres(folder / "postgres") as postgres:
+    with EmbeddedPostgres(open_dir / "contract") as postgres:
         yield maker_of_databases(postgres.url)

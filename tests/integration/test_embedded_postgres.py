@@ -12,15 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
+from typer.testing import CliRunner
 
+from app.cli.db import app as db_app
 from app.embedded import postgres as embedded
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.postgres_dir import PostgresDir
-from app.embedded.process import read_pid_file
+from app.embedded.postgres_programs import find_programs
 from app.errors import EmbeddedDatabaseError
 
 pytestmark = pytest.mark.integration
@@ -85,15 +88,10 @@ def kill(postgres: EmbeddedPostgres) -> int:
     return pid
 
 
-def command(*arguments: str, data_dir: Path) -> "subprocess.CompletedProcess[str]":
-    """Run `trade-stream db …` as a program of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "app", "db", *arguments, "--data-dir", str(data_dir)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def invoke(*arguments: str, data_dir: Path) -> tuple[int, str]:
+    """Run `trade-stream db …` and give its exit code with what it printed for programs."""
+    done = CliRunner().invoke(db_app, [*arguments, "--data-dir", str(data_dir)])
+    return done.exit_code, done.stdout
 
 
 def test_a_started_server_serves_clients_and_says_so(postgres: EmbeddedPostgres) -> None:
@@ -200,6 +198,28 @@ def test_a_killed_server_is_healed_by_the_next_start(
     assert ask(postgres.url, "SELECT count(*) FROM survivor") == 1000
 
 
+def test_a_server_that_is_about_to_end_is_not_taken_for_a_running_one(
+    postgres: EmbeddedPostgres, notices: list[str]
+) -> None:
+    """A start amid the shutdown of the last server waits for it, and starts another."""
+
+    async def run() -> None:
+        connection = await asyncpg.connect(postgres.url)
+        pid = postgres.status().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGTERM)  # its slow shutdown: it waits for its clients
+        await asyncio.to_thread(wait_for, lambda: not postgres.status().ready)
+        notices.clear()
+        start = asyncio.create_task(asyncio.to_thread(postgres.start))
+        await connection.close()
+        await start
+        assert postgres.status().pid != pid
+
+    asyncio.run(run())
+    assert notices[-1] == f"running at {postgres.url}"
+    assert postgres.status().ready
+
+
 def test_a_start_waits_for_the_last_process_of_a_killed_server(
     postgres: EmbeddedPostgres, notices: list[str]
 ) -> None:
@@ -270,6 +290,23 @@ def test_a_server_that_is_not_ready_in_time_goes_on(
     postgres.start()
     assert notices == [f"already running at {postgres.url}"]
     assert postgres.status().pid == pid
+
+
+def test_an_interrupted_start_leaves_nothing_running(
+    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the server is not ready yet stops it again."""
+    postgres.stop()
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(postgres, "_is_ready", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            postgres.start()
+    assert not postgres.status().running
+    postgres.start()
 
 
 def test_waiting_for_a_server_tells_what_it_does(
@@ -365,12 +402,12 @@ def test_a_foreign_thing_in_place_of_the_short_folder_is_refused(open_dir: Path)
 
 
 def test_a_server_that_dies_while_starting_shows_its_log(lone_dir: Path) -> None:
-    """When PostgreSQL refuses its settings, the error quotes the log, and nothing is left."""
+    """When PostgreSQL refuses its settings, the error quotes the log; mended, it starts."""
     server = EmbeddedPostgres(lone_dir, settings={"shared_buffers": "a lot"})
     with pytest.raises(EmbeddedDatabaseError, match=r'(?s)has died.*"shared_buffers": "a lot"'):
         server.start()
     assert not server.status().running
-    assert read_pid_file(lone_dir / "pid.json") is None
+    EmbeddedPostgres(lone_dir).start()
 
 
 def test_the_data_of_another_postgresql_is_refused(tmp_path: Path) -> None:
@@ -411,6 +448,29 @@ def test_a_folder_that_the_other_user_cannot_enter_is_named(open_dir: Path) -> N
     shutil.rmtree(closed)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
+def test_programs_that_the_other_user_cannot_reach_are_copied(
+    lone_dir: Path, open_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project below a folder of root's own, such as /root, serves all the same."""
+    found = find_programs(lone_dir)
+    hidden = open_dir / "hidden"
+    hidden.mkdir(mode=0o700)
+    package = found.folder.parents[1]
+    (hidden / package.name).symlink_to(package)
+    libraries = f"{package.name}.libs"
+    (hidden / libraries).symlink_to(package.with_name(libraries))
+    closed = replace(found, folder=hidden / package.name / found.folder.relative_to(package))
+    monkeypatch.setattr(embedded, "find_programs", lambda _: closed)
+    server = EmbeddedPostgres(lone_dir)
+    for _ in range(2):  # made once, found again
+        server.start()
+        pid = server.status().pid
+        assert Path(f"/proc/{pid}/exe").resolve().is_relative_to(lone_dir)
+        assert ask(server.url, "SELECT 1") == 1
+        server.stop()
+
+
 def test_the_port_of_another_server_in_the_environment_is_not_taken(
     postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,32 +483,41 @@ def test_the_port_of_another_server_in_the_environment_is_not_taken(
 
 def test_commands_start_show_and_stop_the_server(lone_dir: Path) -> None:
     """Exit code 3 while it does not run, 0 while it does, and JSON that a program can read."""
-    down = command("status", data_dir=lone_dir)
-    assert (down.returncode, down.stdout) == (3, f"not running; data in {lone_dir}\n")
+    assert invoke("status", data_dir=lone_dir) == (3, f"not running; data in {lone_dir}\n")
     for name in ("url", "psql"):
-        refused = command(name, data_dir=lone_dir)
-        assert (refused.returncode, refused.stdout) == (3, "")
-        assert "trade-stream db start" in refused.stderr
-    started = command("start", data_dir=lone_dir)
-    assert started.returncode == 0, started.stderr
-    shown = command("status", "--json", data_dir=lone_dir)
-    assert shown.returncode == 0
-    facts = json.loads(shown.stdout)
+        assert invoke(name, data_dir=lone_dir) == (3, "")
+    url = EmbeddedPostgres(lone_dir).url
+    code, said = invoke("start", data_dir=lone_dir)
+    assert (code, said.splitlines()[-1]) == (0, f"running at {url}")
+    code, shown = invoke("status", "--json", data_dir=lone_dir)
+    facts = json.loads(shown)
+    assert code == 0
     assert facts == {
         "running": True,
         "ready": True,
         "pid": facts["pid"],
-        "url": EmbeddedPostgres(lone_dir).url,
+        "url": url,
         "data_dir": str(lone_dir),
         "version": facts["version"],
     }
-    assert command("url", data_dir=lone_dir).stdout == facts["url"] + "\n"
-    assert "ready: True" in command("status", data_dir=lone_dir).stdout
-    answered = command("psql", "-XAtc", "SHOW server_version", data_dir=lone_dir)
-    assert answered.stdout == facts["version"] + "\n"
-    assert command("psql", "-Xc", "nonsense", data_dir=lone_dir).returncode == 1
-    stopped = command("stop", data_dir=lone_dir)
-    assert (stopped.returncode, stopped.stdout) == (0, "stopped\n")
-    down = command("status", "--json", data_dir=lone_dir)
-    assert down.returncode == 3
-    assert json.loads(down.stdout)["pid"] is None
+    assert invoke("url", data_dir=lone_dir) == (0, f"{url}\n")
+    assert "ready: True" in invoke("status", data_dir=lone_dir)[1]
+    assert invoke("stop", data_dir=lone_dir) == (0, "stopped\n")
+    code, shown = invoke("status", "--json", data_dir=lone_dir)
+    assert code == 3
+    assert json.loads(shown) == facts | {"running": False, "ready": False, "pid": None}
+
+
+def test_psql_command_becomes_the_client(postgres: EmbeddedPostgres) -> None:
+    """What it prints and its exit code are the client's, and so are options that we do not know."""
+    data_dir = str(postgres.status(probe=False).data_dir)
+    program = [sys.executable, "-m", "app", "db", "psql", "--data-dir", data_dir]
+    right = subprocess.run(
+        [*program, "-XAtc", "SELECT 6 * 7"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (right.returncode, right.stdout) == (0, "42\n"), right.stderr
+    wrong = subprocess.run(
+        [*program, "-Xc", "SELECT nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 1
+    assert '"nonsense" does not exist' in wrong.stderr
