@@ -107,6 +107,7 @@ class PartitionEffects:
             next_offset=self.next_offset,
             plain_trades=rows.plain_trades if rows else (),
             trades=rows.trades if rows else (),
+            corrections=rows.corrections if rows else (),
             dead_letters=rows.dead_letters if rows else (),
             positions=self.positions.values(),
         )

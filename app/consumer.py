@@ -16,9 +16,11 @@ import asyncio
 import json
 import os
 import time
+from asyncio import FIRST_COMPLETED
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
@@ -29,13 +31,14 @@ from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
 from app.codec import PlainEvent, read_plain, trade_ids
 from app.config import Settings
 from app.dead_letters import dead_letter
-from app.dedupe import LedgerIdentity
 from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
 from app.headers import Origin
 from app.health import Health, Unready
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.ledger import open_ledger_of
+from app.ledger_codec import read_fills
+from app.ledger_processor import LedgerProcessor
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
@@ -64,6 +67,8 @@ PROGRESS_INTERVAL_S: Final = 5.0
 PARENT_POLL_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
+BOOK_TIMEOUT_S: Final = 5.0
+"""Longest wait for the ledger before the past of a position can be read."""
 _WAITS: Final = frozenset(
     {Unready.BROKER, Unready.EFFECTS, Unready.COMMIT, Unready.LEDGER, Unready.ASSIGNMENT}
 )
@@ -296,15 +301,35 @@ class TradeConsumer:
     async def _read_for_ledger(
         self, partition: OpenPartition, batch: RecordBatch
     ) -> list[PlainEvent | None] | None:
-        """Read a batch for the ledger, if there is one, and ask it which trades it has already."""
+        """Read a batch for the ledger, if there is one, and ask it what it has of its trades."""
         if self._ledger is None:
             return None
         events = read_plain(batch.values, batch.headers)
-        window = partition.processor.window
-        if isinstance(window, LedgerIdentity):
-            window.add(await self._ledger.find(trade_ids(batch.values, events)))
+        processor = partition.processor
+        if isinstance(processor, LedgerProcessor):
+            if keys := processor.missing_histories(batch, events):
+                await self._until_booked(partition)
+                for key in keys:
+                    lines = await self._ledger.history(partition.number, key)
+                    processor.load_history(key, read_fills(lines))
+            ids = trade_ids(batch.values, events)
+            processor.identity.add(await self._ledger.find(ids))
             self._health.clear(Unready.LEDGER)
         return events
+
+    async def _until_booked(self, partition: OpenPartition) -> None:
+        """Wait until the ledger has all that is processed of a partition.
+
+        Raises:
+            TransportError: It does not come to have it.
+        """
+        async with _in_time(BOOK_TIMEOUT_S, "the ledger does not take what is processed"):
+            while partition.next_offset > max(partition.ledger_offset or 0, partition.effects_from):
+                self._checkpointer.start_flush()
+                await asyncio.wait(self._checkpointer.working, return_when=FIRST_COMPLETED)
+                self._settle()
+                if self._open.get(partition.number) is not partition:
+                    raise TransportError("the partition was given up")
 
     async def _hold_back(self, partition: OpenPartition, result: BatchResult) -> None:
         """Stop a partition before a flood of dead letters leaves; what has left already ends."""
@@ -394,7 +419,7 @@ class TradeConsumer:
             self._checkpointer.start_flush()
             self._checkpointer.start_commit()
             working = self._checkpointer.working
-            await asyncio.wait(working, timeout=POLL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(working, timeout=POLL_TIMEOUT_S, return_when=FIRST_COMPLETED)
             self._settle()
         if self._is_full != self._is_paused:
             self._is_paused = self._is_full  # polling goes on, so that the group sees us alive
@@ -601,6 +626,16 @@ class TradeConsumer:
             )
 
 
+@asynccontextmanager
+async def _in_time(timeout_s: float, error: str) -> AsyncIterator[None]:
+    """Bound what is awaited inside; what is late is an outage."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as exc:
+        raise TransportError(error) from exc
+
+
 def _count_open(offsets: Sequence[int], effects_from: int) -> int:
     """Count the records whose fate was open when their partition was taken over."""
     if offsets and offsets[0] >= effects_from:
@@ -678,7 +713,7 @@ async def _unless_stalled(
     """Await a run, or break it off with what the watchdog raises."""
     run, watch = asyncio.ensure_future(running), asyncio.ensure_future(watching)
     try:
-        await asyncio.wait([run, watch], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([run, watch], return_when=FIRST_COMPLETED)
         if not run.done():
             watch.result()
         return run.result()

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from app.codec import MAX_COMMON_BYTES, decode_event
 from app.content import content_hash
 from app.errors import InvalidTradeError
-from app.models import TradeEvent
+from app.models import Action, TradeEvent, position_key
+from app.ports import StoredTrade
+from app.timestamps import parse_timestamp
+from app.verdicts import KnownTrade, TradeState
 
 
 class ContentHash(bytes):
     """The hash of what a trade says, told by its type from the bytes of a body."""
 
 
-_Noted = bytes | ContentHash | TradeEvent | None
+_Noted = bytes | ContentHash | KnownTrade | None
 
 
 class Identity:
@@ -24,8 +27,7 @@ class Identity:
 
     Attributes:
         known: What is known of a trade by its id; a trade that is booked is noted in it. It is the
-            value it was read from, or in the place of a large value the hash of its content, or the
-            trade as the ledger has it.
+            value it was read from, or its hash or state in the place of that.
         known_before: More of the same, which does not change.
         evictions: How many ids were forgotten although nothing else knows them.
     """
@@ -59,29 +61,6 @@ class Identity:
             is_small = len(value) <= MAX_COMMON_BYTES
             self.known[trade_id] = value if is_small else self._content(event)
 
-    def recognises(self, event: TradeEvent, value: bytes) -> bool:
-        """Tell whether a trade is known; if so, it is noted anew.
-
-        Raises:
-            InvalidTradeError: Its id is, with another content: two systems disagree about it.
-        """
-        trade_id = str(event.trade_id)
-        known_as = self.known.get(trade_id) or self.known_before.get(trade_id)
-        if known_as is None:
-            return False
-        self.note(event, value)
-        if known_as == value:
-            return True
-        if type(known_as) is bytes:
-            known_as = decode_event(known_as)[0]
-        if isinstance(known_as, TradeEvent):
-            known_as = self._content(known_as)
-        if known_as != self._content(event):
-            raise InvalidTradeError(
-                "version-conflict", "another trade with this trade_id and version is booked"
-            )
-        return True
-
     def _content(self, event: TradeEvent) -> ContentHash:
         return ContentHash(content_hash(event, default_currency=self._default_currency))
 
@@ -104,13 +83,50 @@ class LedgerIdentity(Identity):
         self.known_before = {}
 
     def note(self, event: TradeEvent, value: bytes) -> None:
-        """Remember a trade, unless something is known of it: what is booked first stays."""
-        if str(event.trade_id) not in self.known_before:
-            super().note(event, value)
+        """Remember a trade that is new."""
+        self.known[str(event.trade_id)] = value
 
-    def add(self, found: Mapping[str, TradeEvent]) -> None:
-        """Remember what the ledger has of the trades that come next."""
-        self.known.update(found)
+    def put(self, trade_id: str, known: KnownTrade) -> None:
+        """Remember what a trade has become."""
+        self.known[trade_id] = known
+
+    def add(self, found: Mapping[str, StoredTrade]) -> None:
+        """Remember what the ledger has of the trades that come next, but for what is newer."""
+        for trade_id, stored in found.items():
+            if trade_id not in self.known and trade_id not in self.known_before:
+                self.known[trade_id] = self._known(stored)
+
+    def get(self, trade_id: str) -> KnownTrade | None:
+        """Give what is known of a trade."""
+        known = self.known.get(trade_id) or self.known_before.get(trade_id)
+        if known is None or isinstance(known, KnownTrade):
+            return known
+        event = decode_event(known)[0]
+        return KnownTrade(
+            version=1,
+            content=self.content_of(event),
+            state=TradeState.OPEN,
+            position_key=position_key(event.book, str(event.symbol)),
+            time_ns=parse_timestamp(event.timestamp)[0],
+            event_id=event.event_id,
+        )
+
+    def content_of(self, event: TradeEvent) -> bytes:
+        """Hash what an event says."""
+        return content_hash(event, default_currency=self._default_currency)
+
+    def _known(self, stored: StoredTrade) -> KnownTrade:
+        *older, (event, content) = stored.versions
+        kept = {event.version or 1: content or self.content_of(event) for event, content in older}
+        return KnownTrade(
+            version=event.version or 1,
+            content=content or self.content_of(event),
+            state=TradeState.CANCELLED if event.action == Action.CANCEL else TradeState.OPEN,
+            position_key=position_key(event.book, str(event.symbol)),
+            kept=kept,
+            time_ns=parse_timestamp(event.timestamp)[0],
+            event_id=event.event_id,
+        )
 
 
 class DedupeWindow(Identity):
@@ -156,6 +172,27 @@ class DedupeWindow(Identity):
                 stop = bisect_left(offsets, self._next_block, lo=start)
             yield range(start, stop)
             start = stop
+
+    def recognises(self, event: TradeEvent, value: bytes) -> bool:
+        """Tell whether a trade is known; if so, it is noted anew.
+
+        Raises:
+            InvalidTradeError: Its id is, with another content: two systems disagree about it.
+        """
+        trade_id = str(event.trade_id)
+        known_as = self.known.get(trade_id) or self.known_before.get(trade_id)
+        if known_as is None:
+            return False
+        self.note(event, value)
+        if known_as == value:
+            return True
+        if type(known_as) is bytes:
+            known_as = self._content(decode_event(known_as)[0])
+        if known_as != self._content(event):
+            raise InvalidTradeError(
+                "version-conflict", "another trade with this trade_id and version is booked"
+            )
+        return True
 
     def _move_to(self, offset: int) -> None:
         block = offset // self.block_size

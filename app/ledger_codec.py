@@ -17,8 +17,9 @@ from typing import Any, Final
 import msgspec
 
 from app.codec import PlainEvent
-from app.models import Position, Refusal, TradeEvent
-from app.money import format_scaled, parse_scaled
+from app.fills import Correction, Fill
+from app.models import Action, Position, Refusal, Side, TradeEvent
+from app.money import format_scaled, parse_amount, parse_scaled
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
 from app.validation import CheckedTrade
 
@@ -29,7 +30,16 @@ PLAIN_TRADE_COLUMNS: Final = (
 """Of a trade of the common fields alone; the others have their defaults."""
 TRADE_COLUMNS: Final = (
     *PLAIN_TRADE_COLUMNS,
-    *("version", "action", "multiplier", "fee", "suspects", "details"),
+    *("version", "action", "multiplier", "fee", "suspects", "details", "content"),
+)
+CORRECTION_COLUMNS: Final = (
+    *("source_partition", "source_offset", "key", "quantity_before", "quantity_after"),
+    *("open_cost_before", "open_cost_after", "realized_before", "realized_after"),
+    *("fees_before", "fees_after"),
+)
+HISTORY_COLUMNS: Final = (
+    *("trade_id", "action", "executed_ns", "source_offset", "side", "quantity", "price"),
+    *("multiplier", "fee"),
 )
 DEAD_LETTER_COLUMNS: Final = ("source_partition", "source_offset", "reason", "kind", "message")
 POSITION_COLUMNS: Final = (
@@ -57,6 +67,7 @@ class LedgerRows:
         currency: Of a trade that names none.
         plain_trades: Lines of `PLAIN_TRADE_COLUMNS`.
         trades: Lines of `TRADE_COLUMNS`.
+        corrections: Lines of `CORRECTION_COLUMNS`.
         dead_letters: Lines of `DEAD_LETTER_COLUMNS`.
     """
 
@@ -64,12 +75,8 @@ class LedgerRows:
     currency: str
     plain_trades: list[str] = field(default_factory=list)
     trades: list[str] = field(default_factory=list)
+    corrections: list[str] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """How many lines there are."""
-        return len(self.plain_trades) + len(self.trades) + len(self.dead_letters)
 
     def add_plain(
         self,
@@ -97,9 +104,23 @@ class LedgerRows:
         ]
 
     def add(
-        self, offset: int, event: TradeEvent, trade: CheckedTrade, suspects: Sequence[str]
+        self,
+        offset: int,
+        event: TradeEvent,
+        trade: CheckedTrade,
+        suspects: Sequence[str],
+        *,
+        content: bytes | None = None,
     ) -> None:
-        """Add a trade that was judged by all the rules, with what is doubtful about it."""
+        """Add an event that was judged by all the rules, with what is doubtful about it.
+
+        Args:
+            offset: Where it stands.
+            event: What is stored of it.
+            trade: Its numbers.
+            suspects: Codes.
+            content: Hash of what was sent, where that is not what is stored.
+        """
         cells = (
             str(self.partition),
             str(offset),
@@ -117,8 +138,23 @@ class LedgerRows:
             format_scaled(trade.fee_e8),
             f"{{{','.join(suspects)}}}" if suspects else "",
             _details(event),
+            f"\\x{content.hex()}" if content else "",
         )
         self.trades.append("\t".join(cells))
+
+    def add_correction(self, offset: int, correction: Correction) -> None:
+        """Add what an event changed of the past."""
+        before, after = correction.before, correction.after
+        cells = (
+            str(self.partition),
+            str(offset),
+            after.key,
+            *(format_scaled(position.quantity_e8) for position in (before, after)),
+            *(format_scaled(position.open_cost_e24, 24) for position in (before, after)),
+            *(format_scaled(position.realized_e24, 24) for position in (before, after)),
+            *(format_scaled(position.fees_e8) for position in (before, after)),
+        )
+        self.corrections.append("\t".join(cells))
 
     def add_refusal(self, offset: int, refusal: Refusal) -> None:
         """Add a record that is dead-lettered; of its bytes nothing is kept here."""
@@ -129,6 +165,7 @@ class LedgerRows:
         """Take over the lines of later records."""
         self.plain_trades += other.plain_trades
         self.trades += other.trades
+        self.corrections += other.corrections
         self.dead_letters += other.dead_letters
 
 
@@ -180,6 +217,33 @@ def event_of(row: Mapping[str, Any]) -> TradeEvent:
         currency=row["currency"],
         contract_multiplier=row["multiplier"],
     )
+
+
+def read_fills(lines: Iterable[str]) -> list[Fill]:
+    """Fold the events that were booked of one position to the fills that count.
+
+    Args:
+        lines: Of `HISTORY_COLUMNS`, by offset.
+    """
+    fills: dict[str, Fill] = {}
+    for line in lines:
+        trade_id, action, time_ns, offset, side, quantity, price, multiplier, fee = line.split("\t")
+        if action == Action.CANCEL:
+            del fills[trade_id]
+            continue
+        quantity_e8 = parse_amount(quantity)[0]
+        first = fills.get(trade_id)  # an amended fill keeps its place
+        fills[trade_id] = Fill(
+            trade_id,
+            int(time_ns),
+            0,  # a position lives in one partition
+            int(offset) if first is None else first.offset,
+            quantity_e8 if side == Side.BUY else -quantity_e8,
+            parse_amount(price)[0],
+            parse_amount(multiplier)[0],
+            parse_amount(fee)[0],
+        )
+    return list(fills.values())
 
 
 def position_line(partition: int, position: Position) -> str:

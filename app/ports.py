@@ -229,6 +229,7 @@ class LedgerWrite:
         next_offset: Next source offset that it holds afterwards.
         plain_trades: Lines of the trades of the common fields alone; see `ledger_codec`.
         trades: Lines of the other trades.
+        corrections: Lines of what was changed of the past.
         dead_letters: Lines of what was dead-lettered.
         positions: Positions that have changed.
     """
@@ -237,8 +238,21 @@ class LedgerWrite:
     next_offset: int
     plain_trades: Sequence[str] = ()
     trades: Sequence[str] = ()
+    corrections: Sequence[str] = ()
     dead_letters: Sequence[str] = ()
     positions: Collection[Position] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTrade:
+    """A trade as the ledger has it.
+
+    Attributes:
+        versions: The events that were booked of it, by version, each with the hash of what was
+            sent where that is not what is stored; their execution times are all that of the first.
+    """
+
+    versions: Sequence[tuple[TradeEvent, bytes | None]]
 
 
 class Ledger(Protocol):
@@ -274,8 +288,19 @@ class Ledger(Protocol):
             LedgerError: It refuses, and will again; a person decides.
         """
 
-    async def find(self, trade_ids: Sequence[str]) -> dict[str, TradeEvent]:
-        """Give the trades that the ledger holds, of these ids, as they were last applied.
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
+        """Give the trades that the ledger holds, of these ids.
+
+        Raises:
+            TransportError: The database is away.
+            LedgerError: As for `write`.
+        """
+
+    async def history(self, partition: int, key: str) -> list[str]:
+        """Give the events that were booked of one position, by offset.
+
+        Returns:
+            Lines of `ledger_codec.HISTORY_COLUMNS`.
 
         Raises:
             TransportError: The database is away.

@@ -17,6 +17,7 @@ from app.codec import (
 )
 from app.dedupe import DedupeWindow, Identity
 from app.errors import DecodeError, InvalidTradeError, RecordError
+from app.fills import Correction
 from app.headers import Origin, origin_of, size_of
 from app.ledger_codec import LedgerRows
 from app.models import (
@@ -80,6 +81,48 @@ class BatchResult:
         return {holding.key: holding.position() for holding in self.touched}
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One record whose event can be booked as far as it alone is concerned.
+
+    Attributes:
+        offset: Where it stands.
+        value: Its body.
+        event: What it says.
+        trade: The numbers of it.
+        origin: Where it stood before it was re-keyed, if it was.
+    """
+
+    offset: int
+    value: bytes
+    event: TradeEvent
+    trade: CheckedTrade
+    origin: Origin | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of one trade that can be booked.
+
+    Attributes:
+        fate: `None` where it is booked now; `BOOKED` where an earlier life of the partition did.
+        holding: Its position, afterwards.
+        event: What there is to store of it.
+        trade: Its numbers.
+        suspects: What is doubtful about it besides its numbers.
+        content: Hash of what was sent, where that is not what is stored.
+        correction: What it changed of the past.
+    """
+
+    fate: Fate | None
+    holding: Holding
+    event: TradeEvent
+    trade: CheckedTrade
+    suspects: tuple[str, ...] = ()
+    content: bytes | None = None
+    correction: Correction | None = None
+
+
 class TradeProcessor:
     """Validates trades and keeps the positions of one partition (or of one program).
 
@@ -90,7 +133,6 @@ class TradeProcessor:
             first seen. Without it every key is at home.
         rekeys: Whether misplaced records are to be re-keyed; otherwise they are refused.
         dedupe_window: Offsets for which a trade that was sent twice is recognised at least.
-        identity: What recognises such a trade instead of that window.
         applies_from: Records before this offset are read for the window alone. Whether one of them
             is a repeat is not known, since what was before them is not read again.
 
@@ -106,10 +148,10 @@ class TradeProcessor:
         belongs: Callable[[str], bool] | None = None,
         rekeys: bool = True,
         dedupe_window: int = 0,
-        identity: Identity | None = None,
         applies_from: int = 0,
     ) -> None:
-        self.window = identity or DedupeWindow(dedupe_window, default_currency)
+        self._repeats = DedupeWindow(dedupe_window, default_currency)
+        self.window: Identity = self._repeats
         self._applies_from = applies_from
         self._holdings: dict[str, Holding] = {}
         self._books: dict[str | None, dict[str, Holding]] = {}
@@ -140,7 +182,7 @@ class TradeProcessor:
             InvalidTradeError: (a `ValueError`) the event cannot be booked; nothing has changed.
         """
         trade = check_event(event, default_currency=self._default_currency)
-        _check_life_cycle(event)
+        self._check_action(event)
         key = position_key(event.book, str(event.symbol))
         holding = self._holdings.get(key) or self._new_holding(event)
         realized_before_e24 = holding.realized_e24
@@ -286,7 +328,7 @@ class TradeProcessor:
         event, is_plain, unknown_fields = decode_event(batch.values[index])
         trade = check_event(event, is_plain=is_plain, default_currency=self._default_currency)
         if not is_plain:
-            _check_life_cycle(event)
+            self._check_action(event)
         headers = batch.headers.get(index, ())
         origin = origin_of(headers)
         key = position_key(event.book, event.symbol)  # type: ignore[arg-type]  # checked
@@ -298,10 +340,8 @@ class TradeProcessor:
                 return None
             holding = self._new_holding(event)
         value = batch.values[index] or b""
-        fate = self._recognised(holding, event, value, offset, origin)
-        if fate is None:
-            self._book(holding, event, trade, offset)
-        self.window.note(event, value)
+        settled = self._settle(holding, Incoming(offset, value, event, trade, origin))
+        fate, holding = settled.fate, settled.holding
         if fate is Fate.BOOKED:
             result.already_applied += is_open
             return fate
@@ -311,25 +351,38 @@ class TradeProcessor:
             result.touched.append(holding)
         if fate is not None:
             return fate
-        suspects = trade.suspects + _suspect_time(trade, batch.records[index].timestamp)
+        suspects = trade.suspects + settled.suspects
+        suspects += _suspect_time(trade, batch.records[index].timestamp)
         if result.rows is not None and is_open:
-            result.rows.add(offset, event, trade, suspects)
+            result.rows.add(offset, settled.event, settled.trade, suspects, content=settled.content)
+            if settled.correction is not None:
+                result.rows.add_correction(offset, settled.correction)
         result.repaired += not is_open
         result.unknown_fields += unknown_fields
         result.suspects.update(suspects)
         return Fate.BOOKED
 
-    def _recognised(
-        self, holding: Holding, event: TradeEvent, value: bytes, offset: int, origin: Origin | None
-    ) -> Fate | None:
+    def _settle(self, holding: Holding, came: Incoming) -> Settled:
+        """Decide what becomes of a trade, and book it if it is to be booked.
+
+        Raises:
+            InvalidTradeError: It is refused; nothing has changed.
+        """
+        fate = self._recognised(holding, came)
+        if fate is None:
+            self._book(holding, came.event, came.trade, came.offset)
+        self.window.note(came.event, came.value)
+        return Settled(fate, holding, came.event, came.trade)
+
+    def _recognised(self, holding: Holding, came: Incoming) -> Fate | None:
         """Give the fate of a trade that must not be booked: it was sent twice, or is booked."""
-        if self.window.recognises(event, value):
+        if self._repeats.recognises(came.event, came.value):
             return Fate.DUPLICATE
-        if offset <= holding.source_offset or offset < self._applies_from:
+        if came.offset <= holding.source_offset or came.offset < self._applies_from:
             # Booked by an earlier life, unless it was refused: that says it again.
-            self._check_currency(holding, event)
+            self._check_currency(holding, came.event)
             return Fate.BOOKED
-        if origin is not None and _is_second_copy(holding, origin):
+        if came.origin is not None and _is_second_copy(holding, came.origin):
             return Fate.DUPLICATE
         return None
 
@@ -359,6 +412,15 @@ class TradeProcessor:
     def _hold(self, holding: Holding) -> None:
         self._holdings[holding.key] = holding
         self._books.setdefault(holding.book, {})[holding.symbol] = holding
+
+    def _check_action(self, event: TradeEvent) -> None:
+        """Refuse what changes another event: that takes a ledger."""
+        if event.action is not None and event.action != Action.NEW:
+            raise InvalidTradeError(
+                "lifecycle-unavailable", "AMEND and CANCEL need the ledger, which is not there"
+            )
+        if event.version is not None and event.version != 1:
+            raise InvalidTradeError("version-invalid", "the version of a NEW trade must be 1")
 
     def _check_currency(self, holding: Holding, event: TradeEvent) -> None:
         if (event.currency or self._default_currency) != holding.currency:
@@ -425,15 +487,6 @@ class _Positions(Mapping[str, Position]):
         return len(self._holdings)
 
 
-def _check_life_cycle(event: TradeEvent) -> None:
-    if event.action is not None and event.action != Action.NEW:
-        raise InvalidTradeError(
-            "lifecycle-unavailable", "AMEND and CANCEL need the ledger, which is not there"
-        )
-    if event.version is not None and event.version != 1:
-        raise InvalidTradeError("version-invalid", "the version of a NEW trade must be 1")
-
-
 _BUSINESS: Final = frozenset(
     {
         "lifecycle-unavailable",
@@ -442,6 +495,9 @@ _BUSINESS: Final = frozenset(
         "currency-differs-from-position",
         "multiplier-differs-from-position",
         "key-mismatch",
+        "after-cancel",
+        "key-changed",
+        "orphan-lifecycle",
     }
 )
 

@@ -8,8 +8,8 @@ from typing import Final
 from app.breaker import Breaker
 from app.checkpoint import PartitionEffects
 from app.config import IdentityScope, KeyMismatch, OnGap, Settings
-from app.dedupe import LedgerIdentity
 from app.errors import OffsetGapError, TransportError
+from app.ledger_processor import LedgerProcessor
 from app.models import Position
 from app.ports import Ledger, LedgerWrite, Publisher, RecordSource, SendState
 from app.services import TradeProcessor
@@ -244,13 +244,19 @@ class Takeover:
             return self._partition_of(key.encode()) == number
 
         policy = self._settings.key_mismatch
-        asks_ledger = self._ledger is not None and self._settings.identity is IdentityScope.FULL
+        belongs_or_any = None if policy is KeyMismatch.ACCEPT else belongs
+        if self._ledger is not None and self._settings.identity is IdentityScope.FULL:
+            return LedgerProcessor(
+                positions,
+                default_currency=self._settings.defaults_currency,
+                belongs=belongs_or_any,
+                rekeys=policy is KeyMismatch.REKEY,
+            )
         return TradeProcessor(
             positions,
             default_currency=self._settings.defaults_currency,
-            belongs=None if policy is KeyMismatch.ACCEPT else belongs,
+            belongs=belongs_or_any,
             rekeys=policy is KeyMismatch.REKEY,
             dedupe_window=self._settings.dedupe_window,
-            identity=LedgerIdentity(self._settings.defaults_currency) if asks_ledger else None,
             applies_from=applies_from,
         )

@@ -7,12 +7,13 @@ and every position is what a plain decimal calculation makes of the log.
 
 import asyncio
 import itertools
+import json
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -109,9 +110,6 @@ class ModelPosition:
 
 class DeliveryModel(RuleBasedStateMachine):
     """Workers that crash, join, leave and meet faults, beside what they have to come to."""
-
-    window = WINDOW
-    """Offsets of a block of the window in which trades that were sent twice are recognised."""
 
     def __init__(self, database: MemoryDatabase | None = None) -> None:
         super().__init__()
@@ -424,7 +422,7 @@ class DeliveryModel(RuleBasedStateMachine):
                 produced = self.produced[origins.get(place, place)]
                 is_at_home = produced.is_misplaced == (place in origins)
                 if produced.kind is Kind.VALID and is_at_home:
-                    trade_id, block = body_of(record)["trade_id"], record.offset // self.window
+                    trade_id, block = body_of(record)["trade_id"], record.offset // WINDOW
                     if block - last_block.get(trade_id, -2) <= 1:
                         found.add(place)
                     last_block[trade_id] = block
@@ -517,20 +515,49 @@ async def _finish(worker: Worker) -> None:
         worker.source.crash()
 
 
+@dataclass
+class Books:
+    """Positions of trades that may be changed: folded anew for each change."""
+
+    fills: dict[str, dict[str, tuple[str, Decimal, Decimal]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    positions: dict[str, ModelPosition] = field(default_factory=dict)
+    last_offset: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, row: Mapping[str, Any], offset: int) -> None:
+        """Apply a NEW, an AMEND or a CANCEL that is known to be due."""
+        symbol, fills = row["symbol"], self.fills[row["symbol"]]
+        fill = row["side"], Decimal(row["price"]), Decimal(row["quantity"])
+        self.last_offset[symbol] = offset
+        if row["action"] == "NEW":
+            assert row["trade_id"] not in fills
+            fills[row["trade_id"]] = fill
+            self.positions.setdefault(symbol, ModelPosition()).fill(*fill)
+            return
+        assert row["trade_id"] in fills
+        if row["action"] == "CANCEL":
+            del fills[row["trade_id"]]
+        else:
+            fills[row["trade_id"]] = fill  # at its old place
+        self.positions[symbol] = ModelPosition()
+        for kept in fills.values():
+            self.positions[symbol].fill(*kept)
+
+
 class LedgerModel(DeliveryModel):
     """The same with a ledger: it agrees with itself at every moment, and in the end with the log.
 
-    Trades that were sent twice are recognised however far apart they stand.
+    Trades that were sent twice are recognised however far apart they stand; they are amended and
+    cancelled.
     """
-
-    window = 10**9
 
     def __init__(self) -> None:
         self.database = MemoryDatabase()
         super().__init__(self.database)
 
     @rule(
-        operation=st.sampled_from(["write", "write", "find", "claim", "positions"]),
+        operation=st.sampled_from(["write", "write", "find", "history", "claim", "positions"]),
         fault=st.sampled_from([Fault.UNKNOWN_STORED, Fault.UNKNOWN_LOST]),
         times=st.integers(1, 4),
     )
@@ -538,40 +565,117 @@ class LedgerModel(DeliveryModel):
         """The next calls of one operation fail, or only their answers do."""
         self.operations_fail(operation, fault, times)
 
+    @rule(
+        back=st.integers(0, 12),
+        action=st.sampled_from(["AMEND", "AMEND", "CANCEL", "NEW"]),
+        version=st.sampled_from([None, None, 1, 2, 2, 2, 3, 3, 4]),
+        price=st.sampled_from(PRICES),
+        copies=st.integers(1, 2),
+        is_misplaced=st.sampled_from([False] * 4 + [True]),
+    )
+    def change(
+        self,
+        back: int,
+        action: str,
+        version: int | None,
+        price: str,
+        *,
+        copies: int,
+        is_misplaced: bool,
+    ) -> None:
+        """Somebody changes a trade, with the version that is due or another one."""
+        valid = [p for p in self.produced.values() if p.kind is Kind.VALID]
+        produced = valid[-1 - back % len(valid)]
+        body = body_of(produced.record) | {"action": action, "price": price, "version": version}
+        value = json.dumps({name: cell for name, cell in body.items() if cell is not None})
+        place = (HOME[produced.symbol] + is_misplaced) % PARTITIONS
+        for _ in range(copies):
+            self._produce(value.encode(), place, produced.symbol, Kind.VALID)
+
     @invariant()
     def the_ledger_agrees_with_itself(self) -> None:
         """Positions are what the trades beside them come to, and cover all of their offsets."""
-        expected: dict[str, ModelPosition] = defaultdict(ModelPosition)
-        last: dict[str, int] = {}
+        books = Books()
         for (partition, offset), row in sorted(self.database.trades.items()):
             assert offset < (self.database.next_offsets[partition] or 0)
-            expected[row["symbol"]].fill(
-                row["side"], Decimal(row["price"]), Decimal(row["quantity"])
-            )
-            last[row["symbol"]] = offset
+            books.apply(row, offset)
         held = {key: read_position(line) for (_, key), line in self.database.positions.items()}
-        assert held.keys() == expected.keys()
+        assert held.keys() == books.positions.keys()
         for key, position in held.items():
-            assert to_decimal(position.quantity_e8) == expected[key].quantity
-            assert to_decimal(position.open_cost_e24, 24) == expected[key].cost
-            assert to_decimal(position.realized_e24, 24) == expected[key].realized
-            assert position.trade_count == expected[key].count
-            assert position.source_offset == last[key]
+            expected = books.positions[key]
+            assert to_decimal(position.quantity_e8) == expected.quantity
+            assert to_decimal(position.open_cost_e24, 24) == expected.cost
+            assert to_decimal(position.realized_e24, 24) == expected.realized
+            assert position.trade_count == expected.count
+            assert position.source_offset == books.last_offset[key]
 
     @invariant()
-    def a_commit_is_never_ahead_of_the_ledger(self) -> None:
-        """What Kafka has committed is a hint, and the ledger has it."""
-        for partition, offset in self.world.committed.items():
-            assert offset <= (self.database.next_offsets.get(partition) or 0)
+    def a_commit_passes_nothing_without_its_effect(self) -> None:
+        """What Kafka has committed is a hint, and the ledger and the topics are ahead of it."""
+        fates, _ = self._expected()
+        dead, moved = self._dead_lettered(), self._copies()
+        for place, fate in fates.items():
+            if place[1] < self.world.committed.get(place[0], 0):
+                assert place[1] < (self.database.next_offsets[place[0]] or 0)
+                assert fate != "dead" or place in dead
+                assert fate != "moved" or place in moved
+                assert fate != "booked" or place in self.database.trades
 
     def _check_fates(self) -> None:
-        """The ledger holds every trade that is to be booked, once, and every dead letter."""
-        super()._check_fates()
-        assert self.database.dead_letters.keys() == self._dead_lettered().keys()
+        """Every record has the one fate that the log gives it, and nothing else is there."""
+        fates, _ = self._expected()
+        by_fate = defaultdict(set)
+        for place, fate in fates.items():
+            by_fate[fate].add(place)
+        assert self.database.trades.keys() == by_fate["booked"]
+        assert self._dead_lettered().keys() == by_fate["dead"]
+        assert self.database.dead_letters.keys() == by_fate["dead"]
+        assert self._copies().keys() == by_fate["moved"]
+        changes = {p for p, row in self.database.trades.items() if row["action"] != "NEW"}
+        assert self.database.corrections.keys() == changes
         assert self.database.next_offsets == self.world.ends
-        ids = [row["trade_id"] for row in self.database.trades.values()]
-        assert len(ids) == len(set(ids))
-        assert len(ids) == sum(model.count for model in self._expected_positions().values())
+
+    def _expected_positions(self) -> dict[str, ModelPosition]:
+        return self._expected()[1].positions
+
+    def _expected(self) -> tuple[dict[Place, str], Books]:
+        """Give every record its fate, by the table of the life cycle written down once more."""
+        fates: dict[Place, str] = {}
+        books = Books()
+        known: dict[str, list[tuple[Any, ...]]] = {}  # contents by version, from 1 on
+        for partition in range(PARTITIONS):
+            for record in self.world.broker.records(TRADES, partition):
+                place = partition, record.offset
+                try:
+                    row = {"action": "NEW", "version": None} | body_of(record)
+                except ValueError:
+                    fates[place] = "dead"
+                    continue
+                if HOME[row["symbol"]] != partition:
+                    fates[place] = "moved"
+                    continue
+                fates[place] = self._judged(known.setdefault(row["trade_id"], []), row)
+                if fates[place] == "booked":
+                    books.apply(row, record.offset)
+        return fates, books
+
+    @staticmethod
+    def _judged(versions: list[tuple[Any, ...]], row: dict[str, Any]) -> str:
+        content = tuple(row.get(n) for n in ("action", "side", "price", "quantity", "currency"))
+        version = row["version"] or (1 if row["action"] == "NEW" else None)
+        if version is None and content in versions:
+            return "duplicate"
+        version = version or len(versions) + 1
+        if version <= len(versions):
+            if versions[version - 1] != content:
+                return "dead"
+            return "duplicate" if version == len(versions) else "stale"
+        is_over = bool(versions) and versions[-1][0] == "CANCEL"
+        is_due = version == len(versions) + 1 and (row["action"] == "NEW") == (version == 1)
+        if is_over or not is_due or row.get("currency"):  # that is not the one of the position
+            return "dead"
+        versions.append(content)
+        return "booked"
 
 
 EXAMPLES: Final = settings(

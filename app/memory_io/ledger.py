@@ -7,7 +7,9 @@ from typing import Any
 
 from app.errors import TransportError
 from app.ledger_codec import (
+    CORRECTION_COLUMNS,
     DEAD_LETTER_COLUMNS,
+    HISTORY_COLUMNS,
     PLAIN_TRADE_COLUMNS,
     TRADE_COLUMNS,
     event_of,
@@ -15,8 +17,8 @@ from app.ledger_codec import (
     read_position,
 )
 from app.memory_io.faults import Fault, no_fault
-from app.models import Position, TradeEvent
-from app.ports import LedgerWrite
+from app.models import Position, TradeEvent, position_key
+from app.ports import LedgerWrite, StoredTrade
 
 Place = tuple[int, int]
 """Partition and offset in the source topic."""
@@ -30,7 +32,8 @@ class MemoryDatabase:
         next_offsets: Next source offset, by partition.
         owners: The writer of each partition.
         trades: Rows by place, as text.
-        trade_ids: Where the last event that was booked of a trade stands.
+        versions: Where each version of a trade stands.
+        corrections: Rows by place.
         positions: Lines by partition and key.
         dead_letters: Rows by place.
     """
@@ -38,7 +41,8 @@ class MemoryDatabase:
     next_offsets: dict[int, int | None] = field(default_factory=dict)
     owners: dict[int, "MemoryLedger"] = field(default_factory=dict)
     trades: dict[Place, dict[str, Any]] = field(default_factory=dict)
-    trade_ids: dict[str, Place] = field(default_factory=dict)
+    versions: dict[str, dict[int, Place]] = field(default_factory=dict)
+    corrections: dict[Place, dict[str, Any]] = field(default_factory=dict)
     positions: dict[tuple[int, str], str] = field(default_factory=dict)
     dead_letters: dict[Place, dict[str, Any]] = field(default_factory=dict)
 
@@ -85,7 +89,7 @@ class MemoryLedger:
             elif held != write.next_offset:
                 new[number] = write
         if self._notes_ids and any(
-            row["trade_id"] in self._database.trade_ids
+            int(row["version"]) in self._database.versions.get(row["trade_id"], ())
             for write in new.values()
             for row in _trades(write)
         ):
@@ -103,7 +107,10 @@ class MemoryLedger:
             assert place not in database.trades, "a primary key twice"
             database.trades[place] = row
             if self._notes_ids:
-                database.trade_ids[row["trade_id"]] = place
+                database.versions.setdefault(row["trade_id"], {})[int(row["version"])] = place
+        for line in write.corrections:
+            row = _row(CORRECTION_COLUMNS, line)
+            database.corrections[_place(row)] = row
         for line in write.dead_letters:
             row = _row(DEAD_LETTER_COLUMNS, line)
             assert _place(row) not in database.dead_letters, "a primary key twice"
@@ -111,15 +118,26 @@ class MemoryLedger:
         for position in write.positions:
             database.positions[number, position.key] = position_line(number, position)
 
-    async def find(self, trade_ids: Sequence[str]) -> dict[str, TradeEvent]:
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
         """Give the trades that the ledger holds of these ids."""
         _after(await self._before("find"))
-        places = {name: self._database.trade_ids.get(name) for name in trade_ids}
+        known, trades = self._database.versions, self._database.trades
         return {
-            name: event_of(self._database.trades[place])
-            for name, place in places.items()
-            if place is not None
+            trade_id: StoredTrade(
+                [_version(trades[place]) for _, place in sorted(known[trade_id].items())]
+            )
+            for trade_id in trade_ids
+            if trade_id in known
         }
+
+    async def history(self, partition: int, key: str) -> list[str]:
+        """Give the events that were booked of one position, by offset."""
+        _after(await self._before("history"))
+        return [
+            "\t".join(str(row[name]) for name in HISTORY_COLUMNS)
+            for (number, _), row in sorted(self._database.trades.items())
+            if number == partition and position_key(row["book"], row["symbol"]) == key
+        ]
 
     async def _before(self, operation: str) -> Fault:
         fault = self.faults(operation)
@@ -144,6 +162,10 @@ def _row(columns: Sequence[str], line: str) -> dict[str, Any]:
     empty = dict.fromkeys(TRADE_COLUMNS)
     cells = zip(columns, line.split("\t"), strict=True)
     return empty | {name: cell or None for name, cell in cells}
+
+
+def _version(row: Mapping[str, Any]) -> tuple[TradeEvent, bytes | None]:
+    return event_of(row), bytes.fromhex(row["content"][2:]) if row["content"] else None
 
 
 def _place(row: Mapping[str, Any]) -> Place:

@@ -19,7 +19,9 @@ import structlog
 from app.config import IdentityScope, Settings
 from app.errors import LedgerError, TransportError
 from app.ledger_codec import (
+    CORRECTION_COLUMNS,
     DEAD_LETTER_COLUMNS,
+    HISTORY_COLUMNS,
     PLAIN_TRADE_COLUMNS,
     POSITION_COLUMNS,
     TRADE_COLUMNS,
@@ -30,7 +32,7 @@ from app.ledger_codec import (
     read_position,
 )
 from app.models import Position, TradeEvent
-from app.ports import LedgerWrite
+from app.ports import LedgerWrite, StoredTrade
 from app.stores.migrate import Connection, Migration, migrate, pending
 
 log = structlog.get_logger(__name__)
@@ -90,13 +92,21 @@ SELECT {", ".join(POSITION_COLUMNS)} FROM positions WHERE source_partition = $1
 """  # noqa: S608 - names of our own
 _FIND: Final = """
 SELECT t.* FROM unnest($1::text[]) AS wanted (trade_id)
-JOIN trade_ids i ON i.trade_id = wanted.trade_id
-JOIN trades t ON t.source_partition = i.source_partition AND t.source_offset = i.source_offset
+JOIN trade_versions v ON v.trade_id = wanted.trade_id
+JOIN trades t ON t.source_partition = v.source_partition AND t.source_offset = v.source_offset
+ORDER BY v.trade_id, v.version
 """
+_HISTORY: Final = f"""
+SELECT {", ".join(HISTORY_COLUMNS)} FROM trades
+WHERE symbol = $1 AND {{}} AND source_partition = $2 ORDER BY source_offset
+"""  # noqa: S608 - names of our own
+_HISTORY_OF_BOOK: Final = _HISTORY.format("book = $3")
+_HISTORY_WITHOUT_BOOK: Final = _HISTORY.format("book IS NULL")
 _OWNER: Final = """
 INSERT INTO ledger (topic, consumer_group) VALUES ($1, $2) ON CONFLICT DO NOTHING
 """
-_IDS_COLUMNS: Final = ("trade_id", "source_partition", "source_offset")
+_VERSION_CELL: Final = TRADE_COLUMNS.index("version")
+_VERSION_COLUMNS: Final = ("trade_id", "version", "source_partition", "source_offset")
 
 
 class PostgresLedger:
@@ -156,8 +166,12 @@ class PostgresLedger:
         await _copy(connection, "trades", TRADE_COLUMNS, others)
         if self._notes_ids:
             # Sorted, so that neighbours in the index are written together.
-            ids = sorted(_id_line(line) for lines in (plain, others) for line in lines)
-            await _copy(connection, "trade_ids", _IDS_COLUMNS, ids)
+            versions = [_plain_version(line) for line in plain] + [
+                _version(line) for line in others
+            ]
+            await _copy(connection, "trade_versions", _VERSION_COLUMNS, sorted(versions))
+        corrections = [line for write in writes.values() for line in write.corrections]
+        await _copy(connection, "corrections", CORRECTION_COLUMNS, corrections)
         await _copy(connection, "dead_letters", DEAD_LETTER_COLUMNS, letters)
         positions = [
             position_line(number, position)
@@ -169,11 +183,25 @@ class PostgresLedger:
             await _copy(connection, "staged_positions", POSITION_COLUMNS, positions)
             await connection.execute(_MERGE)
 
-    async def find(self, trade_ids: Sequence[str]) -> dict[str, TradeEvent]:
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
         """See `ports.Ledger`."""
         async with self._connection() as connection:
             rows = await connection.fetch(_FIND, trade_ids)
-        return {row["trade_id"]: event_of(dict(row)) for row in rows}
+        found: dict[str, list[tuple[TradeEvent, bytes | None]]] = {}
+        for row in rows:
+            version = event_of(dict(row)), row["content"]
+            found.setdefault(row["trade_id"], []).append(version)
+        return {trade_id: StoredTrade(versions) for trade_id, versions in found.items()}
+
+    async def history(self, partition: int, key: str) -> list[str]:
+        """See `ports.Ledger`."""
+        book, _, symbol = key.rpartition("|")
+        of_book = (_HISTORY_OF_BOOK, symbol, partition, book)
+        query, *values = of_book if book else (_HISTORY_WITHOUT_BOOK, symbol, partition)
+        copied = BytesIO()
+        async with self._connection() as connection:
+            await connection.copy_from_query(query, *values, output=copied, format="text", null="")
+        return copied_lines(copied.getvalue())
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -191,9 +219,14 @@ async def _copy(
         )
 
 
-def _id_line(line: str) -> str:
+def _plain_version(line: str) -> str:
     partition, offset, trade_id, _ = line.split("\t", 3)
-    return f"{trade_id}\t{partition}\t{offset}"
+    return f"{trade_id}\t1\t{partition}\t{offset}"
+
+
+def _version(line: str) -> str:
+    cells = line.split("\t")
+    return f"{cells[2]}\t{cells[_VERSION_CELL]}\t{cells[0]}\t{cells[1]}"
 
 
 def _lost(

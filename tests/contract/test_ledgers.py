@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import pytest
 
+from app.content import content_hash
 from app.ledger_codec import LedgerRows
 from app.memory_io import MemoryDatabase, MemoryLedger
-from app.models import Position, Refusal, TradeEvent
+from app.models import Fee, Position, Refusal, TradeEvent
 from app.money import ONE_E8
 from app.ports import Ledger, LedgerWrite
 from app.validation import check_event
@@ -190,15 +191,19 @@ async def test_trades_are_found_by_their_ids(backend: Backend) -> None:
         currency="EUR",
         contract_multiplier="2.5",
         isin="US0378331005",
-        fees=[{"amount": "1.25"}],
+        fees=[Fee(amount="1.25")],
     )
     rows = LedgerRows(0, "USD")
     rows.add(4, event, check_event(trade_event("T1", contract_multiplier="2.5")), ("late",))
     await ledger.write({0: LedgerWrite(expected=None, next_offset=5, trades=rows.trades)})
     found = await ledger.find(["T0", "T1", "T'2"])
     assert found.keys() == {"T1"}
-    assert (found["T1"].book, found["T1"].isin) == ('B\\k"1', "US0378331005")
-    assert (found["T1"].currency, found["T1"].version) == ("EUR", 1)
+    ((stored, content),) = found["T1"].versions
+    assert (stored.book, stored.isin, content) == ('B\\k"1', "US0378331005", None)
+    assert (stored.currency, stored.version) == ("EUR", 1)
+    assert content_hash(stored, default_currency="USD") == content_hash(
+        event, default_currency="USD"
+    )
 
 
 async def test_dead_letters_are_noted_where_they_stood(backend: Backend) -> None:

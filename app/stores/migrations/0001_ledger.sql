@@ -38,20 +38,44 @@ CREATE TABLE trades (
     fee numeric(20, 8) NOT NULL DEFAULT 0,
     suspects text[],
     details jsonb,
+    content bytea,
     PRIMARY KEY (source_partition, source_offset)
 );
+CREATE INDEX trades_by_position ON trades (symbol, book);
 COMMENT ON TABLE trades IS 'Every event that was booked, by its place in the topic. Rows are only added.';
-COMMENT ON COLUMN trades.executed_ns IS 'Execution time, in nanoseconds since 1970, UTC.';
+COMMENT ON COLUMN trades.executed_ns IS
+    'Execution time, in nanoseconds since 1970, UTC; an AMEND does not change it.';
 COMMENT ON COLUMN trades.fee IS 'Sum of the fees in the currency of the trade; a rebate is negative.';
 COMMENT ON COLUMN trades.suspects IS 'Codes of what is doubtful about it; null: nothing.';
 COMMENT ON COLUMN trades.details IS 'Fields of the event that have no column.';
+COMMENT ON COLUMN trades.content IS 'Hash of what was sent, where that is not what is stored.';
 
-CREATE TABLE trade_ids (
-    trade_id text COLLATE "C" PRIMARY KEY,
+CREATE TABLE trade_versions (
+    trade_id text COLLATE "C" NOT NULL,
+    version integer NOT NULL,
     source_partition integer NOT NULL,
-    source_offset bigint NOT NULL
+    source_offset bigint NOT NULL,
+    PRIMARY KEY (trade_id, version)
 );
-COMMENT ON TABLE trade_ids IS 'Where the last event that was booked of a trade stands in trades.';
+COMMENT ON TABLE trade_versions IS
+    'Where each version of a trade stands in trades: what makes every version be booked once.';
+
+CREATE TABLE corrections (
+    source_partition integer NOT NULL,
+    source_offset bigint NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    quantity_before numeric NOT NULL,
+    quantity_after numeric NOT NULL,
+    open_cost_before numeric NOT NULL,
+    open_cost_after numeric NOT NULL,
+    realized_before numeric NOT NULL,
+    realized_after numeric NOT NULL,
+    fees_before numeric NOT NULL,
+    fees_after numeric NOT NULL,
+    PRIMARY KEY (source_partition, source_offset)
+);
+COMMENT ON TABLE corrections IS
+    'What an AMEND or a CANCEL changed of a position: by the place of the event.';
 
 CREATE TABLE positions (
     source_partition integer NOT NULL,
