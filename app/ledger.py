@@ -1,24 +1,21 @@
 """The ledger that DATABASE_URL names: found or started, migrated where it is ours, and opened."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from app.config import EMBEDDED_DATABASE, Settings
 from app.embedded.postgres import EmbeddedPostgres, default_data_dir
+from app.errors import TransportError
 from app.kafka_io.connect import until_connected
+from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.lifecycle import or_stopped
-from app.ports import Ledger
+from app.ports import Ledger, LedgerWrite
 from app.stores.migrate import Migration
 from app.stores.postgres import migrate_database, open_ledger
 
 _HINT: Final = "Start the database, or set DATABASE_URL to one that runs"
-
-
-def embedded_postgres() -> EmbeddedPostgres:
-    """Give the embedded PostgreSQL of this project, running or not."""
-    return EmbeddedPostgres(default_data_dir())
 
 
 async def database_url(settings: Settings) -> str:
@@ -31,7 +28,7 @@ async def database_url(settings: Settings) -> str:
     url = settings.database_url.get_secret_value()
     if url != EMBEDDED_DATABASE:
         return url
-    postgres = embedded_postgres()
+    postgres = EmbeddedPostgres(default_data_dir())
     await asyncio.to_thread(postgres.start)
     return postgres.url
 
@@ -44,6 +41,32 @@ async def migrate_ledger(settings: Settings) -> list[Migration]:
         TransportError: It is away.
     """
     return await migrate_database(await database_url(settings))
+
+
+async def group_offsets(settings: Settings) -> dict[int, int]:
+    """Give where the group goes on in each partition: by the ledger, or without one by Kafka."""
+    if settings.database_url is None:
+        return await committed_offsets(settings)
+    async with open_ledger(settings, await database_url(settings)) as ledger:
+        return await ledger.next_offsets()
+
+
+async def move_group(settings: Settings, next_offsets: Mapping[int, int]) -> None:
+    """Let a group that is stopped go on at other offsets; a ledger never goes back.
+
+    Raises:
+        TransportError: The group has members, or broker or database are away.
+        LedgerError: The database is not fit.
+    """
+    if settings.database_url is not None:
+        async with open_ledger(settings, await database_url(settings)) as ledger:
+            for number, offset in next_offsets.items():
+                held = await ledger.claim(number)
+                if held is None or offset > held:
+                    moved = LedgerWrite(expected=held, next_offset=offset)
+                    for why in (await ledger.write({number: moved})).values():
+                        raise TransportError(f"partition {number} of the ledger: {why}")
+    await commit_offsets(settings, dict(next_offsets))
 
 
 @asynccontextmanager

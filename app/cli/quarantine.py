@@ -8,8 +8,8 @@ from app.cli.context import CONNECT_TIMEOUT_S, ConnectTimeoutOption, JsonOption,
 from app.cli.state import move_on
 from app.config import Settings
 from app.errors import OffsetGapError
-from app.kafka_io.groups import committed_offsets
 from app.kafka_io.log_reader import KafkaLogReader
+from app.ledger import group_offsets
 from app.views import read_quarantined
 
 app = typer.Typer(help="Batches that cannot be read.", no_args_is_help=True)
@@ -38,7 +38,7 @@ def skip(
     """
 
     async def run(settings: Settings, reader: KafkaLogReader) -> int:
-        committed = (await committed_offsets(settings)).get(partition)
+        committed = (await group_offsets(settings)).get(partition)
         batches = await read_quarantined(reader, settings)
         here = [b.next_offset for b in batches if (b.partition, b.offset) == (partition, committed)]
         next_offset = here[-1] if here else None

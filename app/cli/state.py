@@ -11,9 +11,9 @@ from app.cli.context import CONNECT_TIMEOUT_S, ConnectTimeoutOption, JsonOption,
 from app.config import Settings, describe
 from app.dead_letters import APP_VERSION
 from app.errors import OffsetGapError, TopicError, TradeStreamError, TransportError
-from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.topics import TopicAdmin
+from app.ledger import group_offsets, move_group
 from app.lifecycle import EXIT_FAILED, start_up
 from app.starting_point import StartingPoint, starting_point
 from app.stores.changelog import Changelog
@@ -64,7 +64,7 @@ def accept(
                 accepted[number] = start.offset
                 lines.append(f"partition {number} goes on at offset {start.offset}: {gap_found}")
         if accepted:
-            await commit_offsets(settings, accepted)
+            await move_group(settings, accepted)
         return lines
 
     typer.echo("\n".join(ask(run, connect_timeout)) or "no gap")
@@ -83,14 +83,14 @@ async def move_on(
     ranges = await reader.offset_ranges(settings.kafka_topic)
     if partition not in ranges:
         raise TopicError(f"{settings.kafka_topic} has no partition {partition}")
-    committed = (await committed_offsets(settings)).get(partition, 0)
+    committed = (await group_offsets(settings)).get(partition, 0)
     end = ranges[partition][1]
     if not committed <= next_offset <= end:
         raise OffsetGapError(
             f"partition {partition} is committed up to offset {committed} and ends at {end}:"
             f" {next_offset} is not between them"
         )
-    await commit_offsets(settings, {partition: next_offset})
+    await move_group(settings, {partition: next_offset})
 
 
 async def _starts(
@@ -98,14 +98,14 @@ async def _starts(
 ) -> list[tuple[int, str | None, StartingPoint | None]]:
     """Judge every partition as a consumer would: its gap, and where it would go on all the same."""
     changelog = Changelog.of(reader, settings)
-    committed = await committed_offsets(settings)
+    committed = await group_offsets(settings)
     found: list[tuple[int, str | None, StartingPoint | None]] = []
     for number, (first, end) in (await reader.offset_ranges(settings.kafka_topic)).items():
         restored = await changelog.restore(number)
         judge = partial(
             starting_point,
             committed=committed.get(number),
-            is_known=restored.is_known,
+            is_known=restored.is_known or settings.database_url is not None,
             has_positions=bool(restored.positions),
             source_offset=restored.newest[1],
             first=first,

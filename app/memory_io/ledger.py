@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from app.errors import TransportError
 from app.ledger_codec import (
@@ -152,16 +152,18 @@ def _after(fault: Fault) -> None:
         raise TransportError("done, and the answer is lost")
 
 
+_DEFAULTS: Final = {"version": "1", "action": "NEW", "multiplier": "1", "fee": "0"}
+
+
 def _trades(write: LedgerWrite) -> list[dict[str, Any]]:
-    defaults = {"version": "1", "action": "NEW", "multiplier": "1", "fee": "0"}
-    plain = [defaults | _row(PLAIN_TRADE_COLUMNS, line) for line in write.plain_trades]
-    return plain + [_row(TRADE_COLUMNS, line) for line in write.trades]
+    plain = [_row(PLAIN_TRADE_COLUMNS, line) for line in write.plain_trades]
+    rows = plain + [_row(TRADE_COLUMNS, line) for line in write.trades]
+    return [dict.fromkeys(TRADE_COLUMNS) | _DEFAULTS | row for row in rows]
 
 
 def _row(columns: Sequence[str], line: str) -> dict[str, Any]:
-    empty = dict.fromkeys(TRADE_COLUMNS)
     cells = zip(columns, line.split("\t"), strict=True)
-    return empty | {name: cell or None for name, cell in cells}
+    return {name: cell or None for name, cell in cells}
 
 
 def _version(row: Mapping[str, Any]) -> tuple[TradeEvent, bytes | None]:

@@ -69,6 +69,9 @@ INSERT INTO source_partitions (source_partition, owner) VALUES ($1, $2)
 ON CONFLICT (source_partition) DO UPDATE SET owner = excluded.owner, owned_since = now()
 RETURNING next_offset
 """
+_NEXT_OFFSETS: Final = """
+SELECT source_partition, next_offset FROM source_partitions WHERE next_offset IS NOT NULL
+"""
 _LOCK: Final = """
 SELECT source_partition, owner, next_offset FROM source_partitions
 WHERE source_partition = ANY($1::integer[]) ORDER BY source_partition FOR UPDATE
@@ -127,6 +130,12 @@ class PostgresLedger:
         async with self._connection() as connection:
             offset: int | None = await connection.fetchval(_CLAIM, partition, self._owner)
             return offset
+
+    async def next_offsets(self) -> dict[int, int]:
+        """Give the next source offset of every partition that was ever started."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(_NEXT_OFFSETS)
+        return {row["source_partition"]: row["next_offset"] for row in rows}
 
     async def positions(self, partition: int) -> list[Position]:
         """See `ports.Ledger`."""
