@@ -190,7 +190,7 @@ async def test_an_amend_keeps_the_place_in_time_of_its_trade() -> None:
     assert result.suspects == {"execution-time-changed": 1}
     # Bought 100 at 10.50 and 50 at 11, sold 50 of them at 12 after that.
     assert desk.numbers[0] == 100
-    assert desk.position.realized_e24 == 50 * (12 * 3 - 32) * 10**24 // 3
+    assert desk.position.realized_e24 == 600 * 10**24 - 1600 * 10**24 // 3
     row = desk.database.trades[0, 3]
     assert json.loads(row["details"])["event_time"] == "2026-01-02T03:06:00Z"
     assert row["executed_ns"] == desk.database.trades[0, 0]["executed_ns"]
