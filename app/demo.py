@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from pydantic import SecretStr
 
-from app.config import Settings, child_environment, data_home, is_set
+from app.config import EMBEDDED_DATABASE, Settings, child_environment, data_home, is_set
 from app.embedded.kafka import EmbeddedKafka
 from app.embedded.launch import start_token
 from app.embedded.process import Process, read_pid_file
@@ -32,6 +33,7 @@ from app.errors import TradeStreamError
 from app.kafka_io.connect import open_publisher
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.topics import TopicAdmin
+from app.ledger import new_database, read_sums
 from app.models import Fate
 from app.money import parse_amount, parse_scaled, to_decimal
 from app.ports import SendOutcome, SendState
@@ -39,6 +41,7 @@ from app.position_codec import PositionRecord
 from app.producer import ProduceSummary, TradeProducer, new_run_id
 from app.progress import Progress
 from app.simulator import SimulatedTrade, TradeSimulator
+from app.stores.postgres import LedgerSums
 from app.views import PositionsView, dead_letter_json, read_dead_letters, read_lag
 
 CONSUMER_READY_S: Final = 60.0
@@ -46,6 +49,8 @@ DRAIN_STALL_S: Final = 60.0
 _POLL_S: Final = 0.1
 _CONNECT_S: Final = 30.0
 _OWNER_FILE: Final = "owner.pid"
+DEMO_DATABASE: Final = "demo"
+"""Of the embedded PostgreSQL: made anew for each run, and kept until the next one."""
 
 
 @dataclass(slots=True)
@@ -87,6 +92,7 @@ class DemoResult:
 
     produced: ProduceSummary
     consumer: dict[str, Any]
+    ledger: LedgerSums | None
     lag: int
     dead_letters: Counter[str]
     positions: list[PositionRecord]
@@ -110,6 +116,7 @@ class DemoResult:
             "latency_ms": self.consumer["latency_ms"],
             "positions": len(self.positions),
             "total_pnl": str(self.total_pnl),
+            "ledger_trades": None if self.ledger is None else self.ledger.trades,
             "cash_invariant_ok": self.cash_invariant_ok,
             "seed": self.seed,
             "problems": self.problems,
@@ -142,6 +149,7 @@ async def run_demo(
     """
     seed = secrets.randbits(32) if seed is None else seed
     run_id = new_run_id()
+    settings = await _with_ledger(settings, say)
     async with _broker(settings, run_id, say) as ours:
         oracle = Oracle()
         async with (
@@ -168,6 +176,17 @@ async def run_demo(
 
 
 # -- the parts
+
+
+async def _with_ledger(settings: Settings, say: Callable[[str], None]) -> Settings:
+    """Give the demo a database of its own, made anew, where the embedded one is wanted."""
+    if settings.database_url is None:
+        return settings
+    if settings.database_url.get_secret_value() != EMBEDDED_DATABASE:
+        return settings
+    url = await new_database(DEMO_DATABASE)
+    say(f"PostgreSQL is ready, with a new database {DEMO_DATABASE}")
+    return settings.model_copy(update={"database_url": SecretStr(url)})
 
 
 @asynccontextmanager
@@ -236,6 +255,7 @@ async def _consumer(settings: Settings) -> AsyncIterator[Child]:
                 "POSITIONS_TOPIC": settings.positions_topic,
                 "KAFKA_GROUP_ID": settings.kafka_group_id,
                 "LOG_LEVEL": "WARNING",
+                **_database(settings),
             }
         ),
     )
@@ -245,6 +265,11 @@ async def _consumer(settings: Settings) -> AsyncIterator[Child]:
         if child.returncode is None:
             child.kill()
             await child.wait()
+
+
+def _database(settings: Settings) -> dict[str, str]:
+    url = settings.database_url
+    return {} if url is None else {"DATABASE_URL": url.get_secret_value()}
 
 
 async def _until_joined(
@@ -329,9 +354,17 @@ async def _check(
         (quantities == oracle.quantity_e8, "quantities differ from the trades'"),
         (is_invariant, f"total PnL {total_pnl} is not cash plus holdings {oracle.total_pnl}"),
     ]
+    ledger = None if settings.database_url is None else await read_sums(settings)
+    if ledger is not None:
+        counts = ledger.trades, ledger.dead_letters
+        checks += [
+            (counts == (booked, dead_letters.total()), f"the ledger has {ledger}"),
+            (ledger.total_pnl == total_pnl, f"total PnL of the ledger is {ledger.total_pnl}"),
+        ]
     return DemoResult(
         produced=produced,
         consumer=consumer,
+        ledger=ledger,
         lag=lag,
         dead_letters=dead_letters,
         positions=view.positions,

@@ -13,7 +13,12 @@ from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.lifecycle import or_stopped
 from app.ports import Ledger, LedgerWrite
 from app.stores.migrate import Migration
-from app.stores.postgres import migrate_database, open_ledger
+from app.stores.postgres import (
+    LedgerSums,
+    migrate_database,
+    open_ledger,
+    recreate_database,
+)
 
 _HINT: Final = "Start the database, or set DATABASE_URL to one that runs"
 
@@ -31,6 +36,21 @@ async def database_url(settings: Settings) -> str:
     postgres = EmbeddedPostgres(default_data_dir())
     await asyncio.to_thread(postgres.start)
     return postgres.url
+
+
+async def new_database(name: str) -> str:
+    """Make a database of the embedded server anew, with the tables; give its address."""
+    postgres = EmbeddedPostgres(default_data_dir())
+    await asyncio.to_thread(postgres.start)
+    await recreate_database(postgres.url, name)
+    await migrate_database(postgres.url_of(name))
+    return postgres.url_of(name)
+
+
+async def read_sums(settings: Settings) -> LedgerSums:
+    """Add up what the ledger that DATABASE_URL names has booked."""
+    async with open_ledger(settings, await database_url(settings)) as ledger:
+        return await ledger.sums()
 
 
 async def migrate_ledger(settings: Settings) -> list[Migration]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from app.embedded.postgres import EmbeddedPostgres, default_data_dir
+from app.embedded.postgres import DATABASE, EmbeddedPostgres, default_data_dir
 from app.errors import ConfigError
 from app.ledger import migrate_ledger
 from app.lifecycle import start_up
@@ -27,6 +27,9 @@ DataDirOption = Annotated[
         show_default=".trade-stream/postgres of the project",
         help="Where data, log and pid file are kept.",
     ),
+]
+DatabaseOption = Annotated[
+    str, typer.Option(help="Of the server's databases: the demo has one of its own, `demo`.")
 ]
 
 
@@ -77,20 +80,23 @@ def migrate() -> None:
 
 
 @app.command()
-def url(data_dir: DataDirOption) -> None:
+def url(data_dir: DataDirOption, database: DatabaseOption = DATABASE) -> None:
     """Print its address, for any program that takes a PostgreSQL URL; exit code 3 when it is down.
 
     `psql "$(trade-stream db url)"`.
     """
-    typer.echo(_running(data_dir).url)
+    typer.echo(_running(data_dir).url_of(database))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def psql(context: typer.Context, data_dir: DataDirOption) -> None:
+def psql(
+    context: typer.Context, data_dir: DataDirOption, database: DatabaseOption = DATABASE
+) -> None:
     """Open PostgreSQL's own client on it; further options are the client's: `-c 'TABLE t'`."""
     postgres = _running(data_dir)
     # One takes the place of the other, so that keys, signals and exit code are the client's.
-    os.execv(postgres.psql, [str(postgres.psql), postgres.url, *context.args])  # noqa: S606 - no shell is wanted
+    address = postgres.url_of(database)
+    os.execv(postgres.psql, [str(postgres.psql), address, *context.args])  # noqa: S606 - no shell is wanted
 
 
 def _running(data_dir: Path) -> EmbeddedPostgres:

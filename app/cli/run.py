@@ -11,7 +11,7 @@ from rich.console import Console
 from app.cli.context import CONNECT_TIMEOUT_S, ConnectTimeoutOption, JsonOption, table
 from app.config import HIGH_VOLUME_COUNT, data_home, set_for_children
 from app.consumer import main as consume_one
-from app.demo import DemoResult, run_demo
+from app.demo import DEMO_DATABASE, DemoResult, run_demo
 from app.embedded.kafka import EmbeddedKafka
 from app.lifecycle import EXIT_FAILED, EXIT_NEEDS_PERSON, run_with_stop, start_up
 from app.position_codec import PositionRecord
@@ -73,6 +73,11 @@ def _show(result: DemoResult) -> None:
     console.print()
     if values["cash_invariant_ok"]:
         console.print("The cash invariant holds: total PnL = cash + holdings at the mark, exactly.")
+    if result.ledger is not None:
+        console.print(
+            f"The ledger has {result.ledger.trades:,} trades and the same total PnL. Embedded, it"
+            f" is kept until the next demo: ./run.sh db psql --database {DEMO_DATABASE}"
+        )
     for problem in result.problems:
         console.print(f"DOES NOT ADD UP: {problem}")
     if not result.problems:

@@ -100,9 +100,13 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """Where clients find the database; the same for as long as the directory has its name."""
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        """Give where clients find another database of the server."""
         host = quote(str(self._dir.socket_dir))
         # The port too, or a PGPORT that is meant for another server would be taken.
-        return f"postgresql://{SUPERUSER}@/{DATABASE}?host={host}&port={PORT}"
+        return f"postgresql://{SUPERUSER}@/{quote(database)}?host={host}&port={PORT}"
 
     @property
     def log_path(self) -> Path:

@@ -9,6 +9,8 @@ by the same comparison, so that a write whose answer was lost is safe to repeat.
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
 from io import BytesIO
 from typing import Final
 from uuid import UUID, uuid4
@@ -72,6 +74,12 @@ RETURNING next_offset
 _NEXT_OFFSETS: Final = """
 SELECT source_partition, next_offset FROM source_partitions WHERE next_offset IS NOT NULL
 """
+_SUMS: Final = """
+SELECT
+    (SELECT count(*) FROM trades),
+    (SELECT count(*) FROM dead_letters),
+    (SELECT coalesce(sum(total_pnl), 0) FROM position_list)
+"""
 _LOCK: Final = """
 SELECT source_partition, owner, next_offset FROM source_partitions
 WHERE source_partition = ANY($1::integer[]) ORDER BY source_partition FOR UPDATE
@@ -112,6 +120,15 @@ _VERSION_CELL: Final = TRADE_COLUMNS.index("version")
 _VERSION_COLUMNS: Final = ("trade_id", "version", "source_partition", "source_offset")
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerSums:
+    """What a ledger comes to; PnL is exact, net of fees, at the last prices."""
+
+    trades: int
+    dead_letters: int
+    total_pnl: Decimal
+
+
 class PostgresLedger:
     """The ledger of one group and topic; made by `open_ledger`.
 
@@ -136,6 +153,12 @@ class PostgresLedger:
         async with self._connection() as connection:
             rows = await connection.fetch(_NEXT_OFFSETS)
         return {row["source_partition"]: row["next_offset"] for row in rows}
+
+    async def sums(self) -> LedgerSums:
+        """Add up all that is booked."""
+        async with self._connection() as connection, connection.transaction(readonly=True):
+            ((trades, dead_letters, total_pnl),) = await connection.fetch(_SUMS)
+        return LedgerSums(trades, dead_letters, total_pnl)
 
     async def positions(self, partition: int) -> list[Position]:
         """See `ports.Ledger`."""
@@ -297,6 +320,23 @@ async def migrate_database(url: str) -> list[Migration]:
         connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
         try:
             return await migrate(connection)
+        finally:
+            await connection.close(timeout=_CLOSE_TIMEOUT_S)
+
+
+async def recreate_database(server_url: str, name: str) -> None:
+    """Drop a database, if it is there, and make it anew; raises as `open_ledger`.
+
+    Args:
+        server_url: Of another database of the server.
+        name: Of the one to make.
+    """
+    with _explained():
+        connection = await asyncpg.connect(server_url, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            quoted = await connection.fetchval("SELECT quote_ident($1)", name)
+            await connection.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
+            await connection.execute(f"CREATE DATABASE {quoted}")
         finally:
             await connection.close(timeout=_CLOSE_TIMEOUT_S)
 
