@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -247,13 +248,18 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return next((number for number in self._backlog if number not in self._paused), None)
 
     async def _fetch(self, timeout_s: float) -> None:
-        """Take over what the client has, or wait for it; nothing comes where there is nothing."""
+        """Take over what the client has, or wait for it; nothing comes where there is nothing.
+
+        Of a partition that was paused amid what was fetched of it the rest stays here, and nothing
+        more is taken over: else every pause would add what the client has fetched meanwhile.
+        """
+        here = frozenset(self._backlog)
         if self._fetching is None and self.is_raw and timeout_s == 0:
-            await self._take(self._consumer.getbatches_nowait, frozenset())
+            await self._take(partial(self._consumer.getbatches_nowait, but=here), frozenset())
             return
         if self._fetching is None:
             self._fetching = asyncio.ensure_future(
-                self._consumer.getbatches(timeout_ms=int(timeout_s * 1000))
+                self._consumer.getbatches(timeout_ms=int(timeout_s * 1000), but=here)
             )
         if timeout_s and not self._fetching.done():
             waking = asyncio.ensure_future(self._wake.wait())

@@ -6,7 +6,7 @@ starts; where one is missing, it goes on with `getmany()`.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,10 +171,14 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
             if not hasattr(owner, name)
         ]
 
-    def getbatches_nowait(self) -> list[RawBatch]:
+    def getbatches_nowait(self, *, but: Collection[int] = ()) -> list[RawBatch]:
         """Give everything that is fetched for assigned partitions; for the raw way only.
 
-        Positions move to the end of what is given, so that the next fetch leaves at once.
+        Positions move to the end of what is given, so that the next fetch leaves at once. What is
+        fetched of partitions that are left out stays with the client: it fetches no more of them.
+
+        Args:
+            but: Partitions to leave out.
 
         Raises:
             KafkaError: As `getmany()` does. What was fetched before the failure is given first.
@@ -184,22 +188,28 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
         self._coordinator.check_errors()
         with self._subscription.fetch_context():  # the group sees that somebody polls
             pass
-        return [] if self._subscription.reassignment_in_progress else self._drain()
+        return [] if self._subscription.reassignment_in_progress else self._drain(but)
 
-    async def getbatches(self, *, timeout_ms: int) -> Sequence[RawBatch | DecodedBatch]:
+    async def getbatches(
+        self, *, timeout_ms: int, but: Collection[int] = ()
+    ) -> Sequence[RawBatch | DecodedBatch]:
         """Give everything that is fetched for assigned partitions, or wait for something.
+
+        Args:
+            timeout_ms: Longest wait.
+            but: Partitions to leave out, as in `getbatches_nowait`.
 
         Raises:
             KafkaError: As `getmany()` does.
         """
         if not self._raw:
-            return await self._decoded(timeout_ms)
+            return await self._decoded(timeout_ms, but)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_ms / 1000
         while True:
             if self._subscription.reassignment_in_progress:
                 await self._subscription.wait_for_assignment()
-            batches = self.getbatches_nowait()
+            batches = self.getbatches_nowait(but=but)
             left_s = deadline_s - loop.time()
             if batches or left_s <= 0:
                 return batches
@@ -247,8 +257,12 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
             raise CorruptRecordException(f"{type(exc).__name__}: {exc}") from exc
         return records
 
-    async def _decoded(self, timeout_ms: int) -> list[DecodedBatch]:
-        polled = await self.getmany(timeout_ms=timeout_ms)
+    async def _decoded(self, timeout_ms: int, but: Collection[int]) -> list[DecodedBatch]:
+        wanted = [partition for partition in self.assignment() if partition.partition not in but]
+        if but and not wanted:  # to name none would mean all of them
+            await asyncio.sleep(timeout_ms / 1000)
+            return []
+        polled = await self.getmany(*(wanted if but else ()), timeout_ms=timeout_ms)
         batches = []
         for partition in self.assignment():
             try:
@@ -262,10 +276,12 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
             self._positions[partition] = position
         return batches
 
-    def _drain(self) -> list[RawBatch]:
+    def _drain(self, but: Collection[int]) -> list[RawBatch]:
         batches: list[RawBatch] = []
         fetched = self._fetcher._records  # noqa: SLF001
         for partition in list(fetched):
+            if partition.partition in but:
+                continue
             result = fetched[partition]
             is_error = not isinstance(result, FetchResult)
             if is_error and batches:

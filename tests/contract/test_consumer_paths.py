@@ -469,6 +469,46 @@ async def test_pauses_lose_nothing_and_repeat_nothing(
 
 
 @both
+async def test_pauses_do_not_pile_up_what_is_fetched(
+    bootstrap: str, one_batch_a_poll: None, *, is_raw: bool
+) -> None:
+    """A worker that is behind and pauses again and again holds one fetch, not its whole backlog."""
+    topic = await new_topic(bootstrap)
+    held: list[int] = []
+    async with (
+        producing(bootstrap) as write,
+        member(bootstrap, topic, is_raw=is_raw) as source,
+    ):
+        sent: Sent = (b"k", bytes(50_000), None, [])
+        await write(topic, *[[sent] * 4 for _ in range(50)])  # of 200 a fetch holds 20
+        await opened(source, {0: 0})
+        count = 0
+        async with asyncio.timeout(PATIENCE_S):
+            while len(held) < 24:
+                source.pause([0])
+                # A poll that ends early leaves a fetch on its way, which outlives the pause.
+                poll = asyncio.ensure_future(source.poll(timeout_s=1))
+                await asyncio.sleep(0)
+                source.wake()
+                assert await poll == []
+                source.resume([0])
+                for batch in await source.poll(timeout_s=POLL_S):
+                    count += len(batch.values)
+                await until_fetched(source)
+                backlog = source._backlog.get(0, ())
+                held.append(sum(b.next_offset - b.base_offset for b in backlog if is_raw))
+                held[-1] += sum(len(b.records()) for b in backlog if not is_raw)
+    assert count >= 4 * len(held)
+    assert max(held) <= 40
+
+
+async def until_fetched(source: KafkaSource) -> None:
+    """Wait for the fetch that is on its way, for as long as fetches take."""
+    if source._fetching is not None:
+        await asyncio.wait([source._fetching], timeout=0.3)
+
+
+@both
 async def test_empty_polls_return_and_lose_nothing(bootstrap: str, *, is_raw: bool) -> None:
     """A poll gives nothing before the assignment, before a seek and at the end, in its time."""
     topic = await new_topic(bootstrap)
