@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
@@ -588,11 +588,11 @@ class NothingFetched:
 
     is_raw = True
 
-    def getbatches_nowait(self) -> list[RawBatch]:
+    def getbatches_nowait(self, *, but: Collection[int]) -> list[RawBatch]:
         """Give what is there."""
         return []
 
-    async def getbatches(self, *, timeout_ms: int) -> list[RawBatch]:
+    async def getbatches(self, *, timeout_ms: int, but: Collection[int]) -> list[RawBatch]:
         """Wait for more."""
         await asyncio.sleep(timeout_ms / 1000)
         return []

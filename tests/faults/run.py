@@ -221,6 +221,10 @@ class Run:
         """Wait until a process has ended, while the others go on."""
         self.wait(lambda: not child.is_running, f"the end of {child.name}", timeout_s)
 
+    def await_joined(self, child: Child) -> None:
+        """Wait until a worker has got partitions, or none, as a member of its group."""
+        self.wait(lambda: child.logged("partitions_assigned") > 0, f"{child.name} joins")
+
     def await_frozen(self, child: Child) -> None:
         """Wait until a process has stopped itself."""
         self.wait(lambda: child.is_frozen, f"{child.name} freezes")

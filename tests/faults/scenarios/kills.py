@@ -1,5 +1,6 @@
 """Processes of ours that are killed, stopped, frozen, or come and go."""
 
+import time
 from dataclasses import replace
 
 from tests.faults.checker import newest_positions, stored_positions
@@ -153,14 +154,15 @@ def _compact(run: Run) -> None:
 
 @scenario(is_calm=True)
 def storm(run: Run) -> None:
-    """Members join and leave every three seconds."""
+    """Members join and leave every three seconds, or as fast as a slow machine lets them join."""
     run.expected_exits = {0, 130}  # the latter before it was connected
     run.load(count=run.pick(6_000, 15_000), rate=run.pick(300, 330), foreign=0.1)
     run.worker()
     first = run.workers[0]
     for _ in range(run.pick(4, 10)):
-        guest = run.worker()
-        run.pause(3)
+        guest, began_s = run.worker(), time.monotonic()
+        run.await_joined(guest)
+        run.pause(began_s + 3 - time.monotonic())
         run.measure("exit_s", guest.stop(), most=20.0)
     run.bite("rebalances", first.logged("partitions_assigned") - 1)
     run.drain(timeout_s=60)
