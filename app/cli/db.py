@@ -254,13 +254,13 @@ def psql(context: typer.Context, data_dir: DataDirOption) -> None:
     _become("psql", _running(data_dir), context.args)
 
 
-@app.command(context_settings=_CLIENT)
+@app.command("pg_dump", context_settings=_CLIENT)
 def pg_dump(context: typer.Context, data_dir: DataDirOption) -> None:
     """Back it up by PostgreSQL's own program; further options are that one's: `-Fc -f FILE`."""
     _become("pg_dump", _running(data_dir), context.args)
 
 
-@app.command(context_settings=_CLIENT)
+@app.command("pg_restore", context_settings=_CLIENT)
 def pg_restore(context: typer.Context, data_dir: DataDirOption) -> None:
     """Restore a backup by PostgreSQL's own program: `--clean --if-exists -1 FILE`."""
     _become("pg_restore", _running(data_dir), context.args)

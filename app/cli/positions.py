@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from decimal import Decimal
 from functools import partial
 from typing import Annotated, Any
 
@@ -42,12 +43,14 @@ from app.position_codec import (
 )
 from app.rebuild import RebuiltPartition, rebuild_partition
 from app.stores.ledger_queries import Filters, Owner
+from app.tabular import shown as shown_cell
 from app.timestamps import parse_timestamp
 from app.views import PositionsView
 
 app = typer.Typer(help="Positions and PnL.", invoke_without_command=True)
 
 _INTERVAL_S = 1.0
+_AMOUNTS = {"quantity", "average_price", "realized_pnl", "unrealized_pnl", "mark", "fees"}
 
 
 @app.callback()
@@ -156,7 +159,8 @@ async def _watch(
                 for row in (row for row in rows if row not in shown):
                     typer.echo(json.dumps(row))
             elif rows:
-                live.update(table([_placed(row) for row in rows[:most]]), refresh=True)
+                drawn = [{n: shown_cell(v) for n, v in _placed(row).items()} for row in rows[:most]]
+                live.update(table(drawn), refresh=True)
             shown = rows
             try:
                 await asyncio.wait_for(stop.wait(), _INTERVAL_S)
@@ -170,8 +174,10 @@ async def _all_placed(pieces: Pieces) -> Pieces:
 
 
 def _placed(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row for a table or CSV, where amounts are numbers."""
     source = row["source"]
-    return row | {"source": f"{source['partition']}/{source['offset']}"}
+    amounts = {name: Decimal(value) for name, value in row.items() if name in _AMOUNTS}
+    return row | amounts | {"source": f"{source['partition']}/{source['offset']}"}
 
 
 @app.command()

@@ -376,7 +376,7 @@ WITH gone AS (
         fees = c.fees + excluded.fees,
         (last_ns, last_offset, last_price) = (
             SELECT n, o, p FROM (VALUES (c.last_ns, c.last_offset, c.last_price),
-                (excluded.last_ns, excluded.last_offset, excluded.last_price)) AS both (n, o, p)
+                (excluded.last_ns, excluded.last_offset, excluded.last_price)) AS of_two (n, o, p)
             ORDER BY n DESC, o DESC LIMIT 1
         )
 )

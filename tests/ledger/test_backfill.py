@@ -25,7 +25,7 @@ def publish(world: World, *values: bytes, partition: int = 0) -> None:
         world.broker.append(TRADES, value, partition=partition)
 
 
-def history(world: World, count: int = 40) -> None:
+def history(world: World, count: int = 40, *, prefix: str = "T") -> None:
     """Publish trades of several positions, refusals, misplaced ones and some that come twice."""
     for partition in range(PARTITIONS):
         names = symbols_of(partition, 3)
@@ -39,10 +39,10 @@ def history(world: World, count: int = 40) -> None:
                     "SELL" if number % 4 == 3 else "BUY",
                     f"{10 + number % 7}.{number:02}",
                     str(1 + number % 5),
-                    trade_id=f"T{partition}-{number}",
+                    trade_id=f"{prefix}{partition}-{number}",
                 )
             publish(world, value, partition=partition)
-        publish(world, trade(symbols_of(1 - partition, 1)[0], trade_id=f"M{partition}"),
+        publish(world, trade(symbols_of(1 - partition, 1)[0], trade_id=f"M{prefix}{partition}"),
                 partition=partition)  # fmt: skip
 
 
