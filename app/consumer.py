@@ -311,7 +311,7 @@ class TradeConsumer:
                 await self._until_booked(partition)
                 for key in keys:
                     lines = await self._ledger.history(partition.number, key)
-                    processor.load_history(key, read_fills(lines))
+                    processor.load_history(key, None if lines is None else read_fills(lines))
             ids = trade_ids(batch.values, events)
             processor.identity.add(await self._ledger.find(ids))
             self._health.clear(Unready.LEDGER)

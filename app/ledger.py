@@ -1,17 +1,19 @@
 """The ledger that DATABASE_URL names: found or started, migrated where it is ours, and opened."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final, TypeVar
 
 from app.config import EMBEDDED_DATABASE, Settings
 from app.embedded.postgres import EmbeddedPostgres, default_data_dir
-from app.errors import TransportError
+from app.errors import ConfigError, TransportError
 from app.kafka_io.connect import until_connected
 from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.lifecycle import or_stopped
 from app.ports import Ledger, LedgerWrite
+from app.stores.backfill_ledger import open_backfill_ledger
+from app.stores.ledger_queries import LedgerReader, Pruner, open_pruner, open_reader
 from app.stores.migrate import Migration
 from app.stores.postgres import (
     LedgerSums,
@@ -19,6 +21,8 @@ from app.stores.postgres import (
     open_ledger,
     recreate_database,
 )
+
+T = TypeVar("T")
 
 _HINT: Final = "Start the database, or set DATABASE_URL to one that runs"
 
@@ -120,3 +124,60 @@ async def open_ledger_of(
             connect, timeout_s=connect_timeout_s, to="database", hint=_HINT
         )
         yield await or_stopped(connecting, stop)
+
+
+def require_ledger(settings: Settings, what: str) -> None:
+    """See that a ledger is set.
+
+    Raises:
+        ConfigError: None is; says what needs it.
+    """
+    if settings.database_url is None:
+        form = "`postgresql://…` of a ledger, or `embedded`"
+        raise ConfigError([f"DATABASE_URL: must be set for {what}, to {form}"])
+
+
+def open_reader_of(
+    settings: Settings, *, connect_timeout_s: float
+) -> AbstractAsyncContextManager[LedgerReader]:
+    """Wait for the database and give a reader of the ledger for the block.
+
+    Raises:
+        LedgerError: The tables are not there, or may not be read.
+        TransportError: It did not answer in time.
+    """
+    return _opened(settings, open_reader, connect_timeout_s)
+
+
+def open_pruner_of(
+    settings: Settings, *, connect_timeout_s: float
+) -> AbstractAsyncContextManager[Pruner]:
+    """Wait for the database and give what prunes the ledger for the block; raises likewise."""
+    return _opened(settings, open_pruner, connect_timeout_s)
+
+
+def open_backfill_of(
+    settings: Settings, *, connect_timeout_s: float
+) -> AbstractAsyncContextManager[Ledger]:
+    """Wait for the database and give the ledger that a backfill writes; raises likewise."""
+    return _opened(settings, lambda url: open_backfill_ledger(settings, url), connect_timeout_s)
+
+
+@asynccontextmanager
+async def _opened(
+    settings: Settings,
+    open_: Callable[[str], AbstractAsyncContextManager[T]],
+    connect_timeout_s: float,
+) -> AsyncIterator[T]:
+    url = await database_url(settings)
+    if settings.database_url is not None and (
+        settings.database_url.get_secret_value() == EMBEDDED_DATABASE
+    ):
+        await migrate_database(url)
+    async with AsyncExitStack() as stack:
+        yield await until_connected(
+            lambda: stack.enter_async_context(open_(url)),
+            timeout_s=connect_timeout_s,
+            to="database",
+            hint=_HINT,
+        )

@@ -233,6 +233,9 @@ def read_fills(lines: Iterable[str]) -> list[Fill]:
             continue
         quantity_e8 = parse_amount(quantity)[0]
         first = fills.get(trade_id)  # an amended fill keeps its place
+        if first is not None and action == Action.NEW:
+            # Booked twice before there was a ledger; what changes the trade is meant for the first.
+            trade_id, first = f"{trade_id}\t{offset}", None
         fills[trade_id] = Fill(
             trade_id,
             int(time_ns),

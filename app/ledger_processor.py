@@ -40,6 +40,7 @@ _MESSAGES: Final = {
     "after-cancel": "the trade is cancelled, which is final",
     "version-invalid": "a NEW trade has version 1, and what changes it a higher one",
     "key-changed": "book and symbol of a trade never change: send a CANCEL and a NEW",
+    "history-pruned": "trades of the position are pruned, so that it cannot be folded again",
     "awaiting-new": "there is no trade that it could change",
     "version-gap": "a version before it is missing",
 }
@@ -71,6 +72,7 @@ class LedgerProcessor(TradeProcessor):
         )
         self.window = self.identity = LedgerIdentity(default_currency)
         self._histories: dict[str, dict[str, Fill]] = {}
+        self._pruned: set[str] = set()
 
     # -- what it has to be told before a batch
 
@@ -91,10 +93,18 @@ class LedgerProcessor(TradeProcessor):
         self._make_room(keys)
         for key in keys - self._holdings.keys():
             self._histories[key] = {}  # what is not there yet has no past
-        return sorted(keys - self._histories.keys())
+        return sorted(keys - self._histories.keys() - self._pruned)
 
-    def load_history(self, key: str, fills: Iterable[Fill]) -> None:
-        """Remember the fills that were booked of a position, up to the last record processed."""
+    def load_history(self, key: str, fills: Iterable[Fill] | None) -> None:
+        """Remember the fills that were booked of a position, up to the last record processed.
+
+        Args:
+            key: Of the position.
+            fills: They; `None` where some of them are gone.
+        """
+        if fills is None:
+            self._pruned.add(key)
+            return
         self._histories[key] = {fill.trade_id: fill for fill in fills}
         self._approve(self._holdings[key])
 
@@ -152,6 +162,8 @@ class LedgerProcessor(TradeProcessor):
         """Apply an AMEND or a CANCEL: fold the position again."""
         event, trade = came.event, came.trade
         trade_id, history = str(event.trade_id), self._histories.get(holding.key, {})
+        if holding.key in self._pruned:
+            raise _refused("history-pruned")
         if known.position_key != holding.key or trade_id not in history:
             raise _refused("key-changed")
         if event.action == Action.CANCEL:

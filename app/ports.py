@@ -296,11 +296,11 @@ class Ledger(Protocol):
             LedgerError: As for `write`.
         """
 
-    async def history(self, partition: int, key: str) -> list[str]:
+    async def history(self, partition: int, key: str) -> list[str] | None:
         """Give the events that were booked of one position, by offset.
 
         Returns:
-            Lines of `ledger_codec.HISTORY_COLUMNS`.
+            Lines of `ledger_codec.HISTORY_COLUMNS`; `None` where some are pruned.
 
         Raises:
             TransportError: The database is away.

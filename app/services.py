@@ -498,6 +498,7 @@ _BUSINESS: Final = frozenset(
         "after-cancel",
         "key-changed",
         "orphan-lifecycle",
+        "history-pruned",
     }
 )
 

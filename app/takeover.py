@@ -142,8 +142,10 @@ class Takeover:
         if self._ledger is not None:
             if booked is None and (committed is not None or restored.is_known):
                 raise OffsetGapError(
-                    "the ledger has nothing of it, but this group has consumed it before. Set a new"
-                    " KAFKA_GROUP_ID and POSITIONS_TOPIC: that starts from the beginning"
+                    "the ledger has nothing of it, but this group has consumed it before. Stop its"
+                    " consumers and run `trade-stream db backfill`, which books what it has"
+                    " consumed; or set a new KAFKA_GROUP_ID and POSITIONS_TOPIC: that starts from"
+                    " the beginning"
                 )
             committed = booked  # what Kafka has is a hint, which is mended below
             await self._prefer(self._ledger, number, restored)

@@ -21,6 +21,7 @@ from app.memory_io import (
     partition_for,
 )
 from app.metrics import ConsumerMetrics
+from app.ports import Ledger
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
 
@@ -123,8 +124,12 @@ class World:
             | settings
         )
 
-    def worker(self) -> Worker:
-        """Make a worker, not started; in a running loop, whose clock it takes."""
+    def worker(self, on: Ledger | None = None) -> Worker:
+        """Make a worker, not started; in a running loop, whose clock it takes.
+
+        Args:
+            on: A ledger in the place of one in the world's database.
+        """
         source = MemorySource(self.broker, TRADES, self.settings.kafka_group_id)
         publisher = MemoryPublisher(self.broker)
         reader = MemoryLogReader(self.broker)
@@ -136,7 +141,7 @@ class World:
             changelog=Changelog.of(reader, self.settings),
             partition_of=source.partition_of,
             settings=self.settings,
-            ledger=ledger,
+            ledger=on or ledger,
             health=health,
             metrics=ConsumerMetrics(topic=TRADES),
             now_ns=lambda: NOW_MS * 1_000_000,

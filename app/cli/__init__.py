@@ -3,7 +3,7 @@
 import typer
 
 from app import producer
-from app.cli import broker, db, dlq, positions, quarantine, run, state, topics
+from app.cli import broker, db, dlq, ledger, positions, quarantine, run, state, topics
 from app.cli import replay as replay_command
 from app.lifecycle import run_command
 
@@ -26,6 +26,9 @@ app.add_typer(broker.app, name="broker")
 app.add_typer(db.app, name="db")
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
+app.command("trades")(ledger.trades)
+app.command("pnl")(ledger.pnl)
+app.command("export")(ledger.export)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(state.gap, name="gap")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app.config import Settings
 from app.kafka_io.connect import until_connected
@@ -55,5 +56,6 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         is_number = isinstance(value, int | float)
         drawn.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*("" if value is None else str(value) for value in row.values()))
+        # As `Text`, since a name in brackets is no markup.
+        drawn.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
     return drawn

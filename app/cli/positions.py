@@ -2,85 +2,182 @@
 
 import asyncio
 import json
-from typing import Annotated
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from decimal import Decimal
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from app.cli.context import (
-    CONNECT_TIMEOUT_S,
-    ConnectTimeoutOption,
-    JsonOption,
-    ask,
-    show,
-    table,
+from app.cli.context import CONNECT_TIMEOUT_S, ConnectTimeoutOption, JsonOption, table
+from app.cli.ledger_output import (
+    TABLE_ROWS,
+    BookOption,
+    CsvOption,
+    Form,
+    LimitOption,
+    SinceOption,
+    SymbolOption,
+    UntilOption,
+    form_of,
+    print_rows,
+    time_ns,
 )
 from app.config import Settings
 from app.errors import TopicError
-from app.kafka_io.connect import open_publisher
+from app.kafka_io.connect import open_publisher, until_connected
 from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.partitioner import KeyPartitioner
+from app.ledger import open_reader_of
 from app.lifecycle import run_with_stop, start_up
-from app.position_codec import PositionRecord, position_json
+from app.position_codec import (
+    PositionRecord,
+    decode_position_record,
+    encode_position,
+    position_json,
+)
 from app.rebuild import RebuiltPartition, rebuild_partition
+from app.stores.ledger_queries import Filters, Owner
+from app.tabular import shown as shown_cell
+from app.timestamps import parse_timestamp
 from app.views import PositionsView
 
 app = typer.Typer(help="Positions and PnL.", invoke_without_command=True)
 
 _INTERVAL_S = 1.0
+_AMOUNTS = {"quantity", "average_price", "realized_pnl", "unrealized_pnl", "mark", "fees"}
 
 
 @app.callback()
 def positions(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing changes.")] = False,
+    book: BookOption = None,
+    symbol: SymbolOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: LimitOption = None,
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT_S,
 ) -> None:
-    """Show every position: quantity, average price, PnL, mark, fees and the offset it covers."""
+    """Show every position: quantity, average price, PnL, mark, fees and the offset it covers.
+
+    Where DATABASE_URL is set they are read from the ledger, and otherwise from the positions topic.
+    The times are those of the last trade.
+    """
     if context.invoked_subcommand is not None:
         return
+    form = form_of(as_json=as_json, as_csv=as_csv)
+    if watch and form is Form.CSV:
+        raise typer.BadParameter("either --watch or --csv")
+    settings = start_up()
+    is_topic = settings.database_url is None
+    # What is read from the topic is in memory as a whole; a ledger may hold more than a screen.
+    most = limit or (sys.maxsize - 1 if is_topic else TABLE_ROWS)
+    filters = Filters(
+        book=book,
+        symbol=symbol,
+        since_ns=time_ns(since, "--since"),
+        until_ns=time_ns(until, "--until"),
+        # A table is given one row more than it shows, to know that there are more.
+        limit=most + 1 if form is Form.TABLE else limit,
+    )
+    view = PositionsView(KafkaLogReader(settings), settings.positions_topic)
+    pieces_of = (
+        partial(_from_topic, view, filters, connect_timeout)
+        if is_topic
+        else partial(_from_ledger, settings, filters, connect_timeout)
+    )
     if watch:
-        asyncio.run(run_with_stop(lambda stop: _watch(stop, as_json=as_json), grace_s=5))
+        asyncio.run(run_with_stop(lambda stop: _watch(stop, pieces_of, form, most), grace_s=5))
         return
 
-    async def read(settings: Settings, reader: KafkaLogReader) -> list[PositionRecord]:
-        view = PositionsView(reader, settings.positions_topic)
-        await view.refresh()
-        return view.positions
+    async def run() -> None:
+        async with aclosing(pieces_of()) as pieces:
+            shown = pieces if form is Form.JSON else _all_placed(pieces)
+            await print_rows(shown, form=form, limit=most, empty="no positions")
 
-    rows = [position_json(record) for record in ask(read, connect_timeout)]
-    if not as_json:
-        rows = [row | {"source": _place(row["source"])} for row in rows]
-    show(rows, as_json=as_json, empty="no positions")
+    asyncio.run(run())
 
 
-async def _watch(stop: asyncio.Event, *, as_json: bool) -> None:
-    settings = start_up()
-    view = PositionsView(KafkaLogReader(settings), settings.positions_topic)
-    shown: list[PositionRecord] = []
+Pieces = AsyncGenerator[list[dict[str, Any]], None]
+
+
+async def _from_topic(view: PositionsView, filters: Filters, connect_timeout_s: float) -> Pieces:
+    await until_connected(view.refresh, timeout_s=connect_timeout_s)
+    rows = [position_json(record) for record in view.positions if _is_asked(record, filters)]
+    yield rows[: filters.limit]
+
+
+async def _from_ledger(settings: Settings, filters: Filters, connect_timeout_s: float) -> Pieces:
+    async with open_reader_of(settings, connect_timeout_s=connect_timeout_s) as reader:
+        owner = await reader.owner() or Owner("", "")
+        async for piece in reader.positions(filters):
+            records = [
+                encode_position(position, group=owner.group, topic=owner.topic, partition=number)
+                for number, position in piece
+            ]
+            yield [_ledger_row(decode_position_record(record)) for record in records]
+
+
+def _ledger_row(record: PositionRecord) -> dict[str, Any]:
+    row = position_json(record)
+    source = row.pop("source")
+    more = {
+        "currency": record.currency,
+        "mark_at": record.mark_time,
+        "trade_count": record.trade_count,
+    }
+    return {**row, **more, "source": source}
+
+
+def _is_asked(record: PositionRecord, filters: Filters) -> bool:
+    if filters.book is not None and (record.book or "") != filters.book:
+        return False
+    if filters.symbol is not None and record.symbol != filters.symbol:
+        return False
+    mark_ns = parse_timestamp(record.mark_time)[0] if record.mark_time else 0
+    return (filters.since_ns is None or mark_ns >= filters.since_ns) and (
+        filters.until_ns is None or mark_ns < filters.until_ns
+    )
+
+
+async def _watch(
+    stop: asyncio.Event, pieces_of: Callable[[], Pieces], form: Form, most: int
+) -> None:
+    shown: list[dict[str, Any]] = []
     with Live(console=Console(), auto_refresh=False) as live:
         while not stop.is_set():
-            await view.refresh()
-            if as_json:
-                for record in (r for r in view.positions if r not in shown):
-                    typer.echo(json.dumps(position_json(record)))
-            elif view.positions:
-                rows = [position_json(record) for record in view.positions]
-                live.update(
-                    table([row | {"source": _place(row["source"])} for row in rows]), refresh=True
-                )
-            shown = view.positions
+            rows = [row async for piece in pieces_of() for row in piece]
+            if form is Form.JSON:
+                for row in (row for row in rows if row not in shown):
+                    typer.echo(json.dumps(row))
+            elif rows:
+                drawn = [{n: shown_cell(v) for n, v in _placed(row).items()} for row in rows[:most]]
+                live.update(table(drawn), refresh=True)
+            shown = rows
             try:
                 await asyncio.wait_for(stop.wait(), _INTERVAL_S)
             except TimeoutError:
                 continue
 
 
-def _place(source: dict[str, object]) -> str:
-    return f"{source['partition']}/{source['offset']}"
+async def _all_placed(pieces: Pieces) -> Pieces:
+    async for piece in pieces:
+        yield [_placed(row) for row in piece]
+
+
+def _placed(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row for a table or CSV, where amounts are numbers."""
+    source = row["source"]
+    amounts = {name: Decimal(value) for name, value in row.items() if name in _AMOUNTS}
+    return row | amounts | {"source": f"{source['partition']}/{source['offset']}"}
 
 
 @app.command()

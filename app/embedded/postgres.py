@@ -122,6 +122,10 @@ class EmbeddedPostgres:
         """
         return self._programs().path("psql")
 
+    def program(self, name: str) -> Path:
+        """Give one of PostgreSQL's programs, such as `pg_dump`; raises as `psql`."""
+        return self._programs().path(name)
+
     def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the server unless it runs, and return when it lets clients in.
 

@@ -130,7 +130,7 @@ class MemoryLedger:
             if trade_id in known
         }
 
-    async def history(self, partition: int, key: str) -> list[str]:
+    async def history(self, partition: int, key: str) -> list[str] | None:
         """Give the events that were booked of one position, by offset."""
         _after(await self._before("history"))
         return [

@@ -116,6 +116,9 @@ _HISTORY_WITHOUT_BOOK: Final = _HISTORY.format("book IS NULL")
 _OWNER: Final = """
 INSERT INTO ledger (topic, consumer_group) VALUES ($1, $2) ON CONFLICT DO NOTHING
 """
+_IS_PRUNED: Final = """
+SELECT EXISTS (SELECT FROM carried_forward WHERE source_partition = $1 AND key = $2)
+"""
 _VERSION_CELL: Final = TRADE_COLUMNS.index("version")
 _VERSION_COLUMNS: Final = ("trade_id", "version", "source_partition", "source_offset")
 
@@ -225,13 +228,15 @@ class PostgresLedger:
             found.setdefault(row["trade_id"], []).append(version)
         return {trade_id: StoredTrade(versions) for trade_id, versions in found.items()}
 
-    async def history(self, partition: int, key: str) -> list[str]:
+    async def history(self, partition: int, key: str) -> list[str] | None:
         """See `ports.Ledger`."""
         book, _, symbol = key.rpartition("|")
         of_book = (_HISTORY_OF_BOOK, symbol, partition, book)
         query, *values = of_book if book else (_HISTORY_WITHOUT_BOOK, symbol, partition)
         copied = BytesIO()
         async with self._connection() as connection:
+            if await connection.fetchval(_IS_PRUNED, partition, key):
+                return None
             await connection.copy_from_query(query, *values, output=copied, format="text", null="")
         return copied_lines(copied.getvalue())
 

@@ -111,6 +111,13 @@ CREATE TABLE dead_letters (
 COMMENT ON TABLE dead_letters IS
     'Records that could not be used; their bytes stand in the dead-letter topic.';
 
+CREATE VIEW fills AS
+SELECT * FROM trades t
+WHERE action <> 'CANCEL' AND NOT EXISTS (
+    SELECT FROM trade_versions v WHERE v.trade_id = t.trade_id AND v.version > t.version
+);
+COMMENT ON VIEW fills IS 'Of each trade the event that counts: the last one, and none of a cancelled trade.';
+
 CREATE VIEW trade_list AS
 SELECT
     trade_id,
@@ -132,7 +139,8 @@ SELECT
     source_partition,
     source_offset
 FROM trades;
-COMMENT ON VIEW trade_list IS 'Trades for people: with notional, and with times to the microsecond.';
+COMMENT ON VIEW trade_list IS
+    'Every event that was booked, for people: with notional, and with times to the microsecond.';
 
 CREATE VIEW position_list AS
 SELECT

@@ -1,0 +1,1 @@
+"""The ledger as users ask it, fill it and prune it."""

@@ -1,0 +1,141 @@
+"""Old trades are deleted: positions stay, sums are carried forward, nothing else is forgotten."""
+
+import asyncio
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from app.daily_pnl import Day, explain_day
+from app.stores.ledger_queries import Filters, open_pruner, open_reader
+from app.timestamps import parse_timestamp
+from tests.contract.postgres import Database
+from tests.ledger.filling import book, trade
+
+pytestmark = pytest.mark.integration
+
+MARCH_2: int = parse_timestamp("2026-03-02T00:00:00Z")[0]
+
+
+def on(day: int, trade_id: str, side: str, quantity: str, price: str, **more: Any) -> Any:
+    """Give a trade of a day in March."""
+    stamp = f"2026-03-{day:02}T12:00:00.00000000{len(trade_id)}Z"
+    return trade(trade_id, side, quantity, price, timestamp=stamp, **more)
+
+
+HISTORY = [
+    on(1, "A", "BUY", "100", "10.5", fees=[{"amount": "1.25"}]),
+    on(1, "BB", "SELL", "30", "11", contract_multiplier="1"),
+    on(2, "C", "BUY", "10", "12", fees=[{"amount": "-0.5"}]),
+    on(1, "LATE", "SELL", "5", "9"),
+    on(3, "D", "SELL", "50", "13"),
+    on(1, "E", "BUY", "7", "3", symbol="OLD", book="B|", currency="EUR"),
+]
+HISTORY[5]["book"] = "B"
+
+
+async def prune(database: Database, before_ns: int = MARCH_2) -> int:
+    """Delete what is older; give how many trades were."""
+    count = 0
+    async with open_pruner(database.url) as pruner:
+        for of in await pruner.find(before_ns):
+            async for deleted in pruner.prune(of, before_ns):
+                count += deleted
+    return count
+
+
+async def day_of(database: Database, day: int) -> dict[str, Any]:
+    """Explain a day of March, by key."""
+    end = date(2026, 3, day)
+    asked = Day(end - timedelta(days=1), end)
+    async with open_reader(database.url) as reader:
+        rows = [row async for piece in reader.day(Filters(), asked) for row in piece]
+    return {f"{row.book}|{row.symbol}": explain_day(row, asked) for row in rows}
+
+
+async def test_positions_stay_and_only_old_trades_go(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By execution time, block by block; and a second run has nothing to do."""
+    monkeypatch.setattr("app.stores.ledger_queries._BLOCK_OFFSETS", 2)
+    await book(database.ledger(), HISTORY)
+    positions = await database.ledger().positions(0)
+    assert await prune(database) == 4
+    assert [row[2] for row in await database.trades()] == ["C", "D"]
+    assert await database.ledger().positions(0) == positions
+    assert await prune(database) == 0
+    ids = await database.pool.fetch("SELECT trade_id FROM trade_versions ORDER BY 1")
+    assert [row[0] for row in ids] == ["C", "D"]
+
+
+async def test_what_they_came_to_is_carried_forward(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly, over any number of blocks and runs, with the price of the last of them."""
+    monkeypatch.setattr("app.stores.ledger_queries._BLOCK_OFFSETS", 1)
+    await book(database.ledger(), HISTORY)
+    await prune(database)
+    rows = {row["key"]: row for row in await database.pool.fetch("SELECT * FROM carried_forward")}
+    assert rows.keys() == {"AAPL", "B|OLD"}
+    apple = rows["AAPL"]
+    assert (apple["trade_count"], apple["exposure"], apple["fees"]) == (3, 65, Decimal("1.25"))
+    assert apple["paid"] == Decimal(1050) - 330 - 45
+    assert (apple["last_offset"], apple["last_price"]) == (3, 9)
+    await prune(database, MARCH_2 + 86_400 * 10**9)
+    apple = await database.pool.fetchrow("SELECT * FROM carried_forward WHERE key = 'AAPL'")
+    assert (apple["trade_count"], apple["exposure"]) == (4, 75)
+    assert (apple["last_offset"], apple["last_price"]) == (2, 12)
+
+
+async def test_days_after_it_are_explained_as_before(database: Database) -> None:
+    """And of a day whose trades are gone nothing is said rather than something wrong."""
+    await book(database.ledger(), HISTORY)
+    first, second, third = [await day_of(database, day) for day in (1, 2, 3)]
+    await prune(database)
+    assert (await day_of(database, 2), await day_of(database, 3)) == (second, third)
+    assert first["None|AAPL"] is not None
+    assert (await day_of(database, 1))["None|AAPL"] is None
+
+
+async def test_a_trade_that_is_gone_is_a_new_one(database: Database) -> None:
+    """Its id is forgotten with it; those that stay are known."""
+    await book(database.ledger(), HISTORY)
+    await prune(database)
+    ledger = database.ledger()
+    assert (await ledger.find(["A", "C"])).keys() == {"C"}
+    await book(ledger, [on(4, "A", "BUY", "1", "1")], first=6)
+    assert (await ledger.find(["A"])).keys() == {"A"}
+
+
+async def test_a_trade_with_a_later_event_stays_whole(database: Database) -> None:
+    """An amended trade needs its history, whatever its age."""
+    await book(database.ledger(), HISTORY)
+    await database.pool.execute(
+        """
+        INSERT INTO trades SELECT (jsonb_populate_record(t, '{"source_offset": 100, "version": 2,
+            "action": "AMEND"}')).* FROM trades t WHERE trade_id = 'A';
+        INSERT INTO trade_versions VALUES ('A', 2, 0, 100)
+        """
+    )
+    assert await prune(database) == 3
+    assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
+
+
+async def test_a_writer_goes_on_meanwhile(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither waits for the other, and what is booked meanwhile is counted right."""
+    monkeypatch.setattr("app.stores.ledger_queries._BLOCK_OFFSETS", 3)
+    await book(database.ledger(), [on(1, f"T{n}", "BUY", "1", "1") for n in range(60)])
+
+    async def write() -> None:
+        for n in range(60, 80):
+            await book(database.ledger(), [on(3, f"T{n}", "BUY", "1", "1")], first=n)
+
+    deleted, _ = await asyncio.gather(prune(database), write())
+    assert deleted == 60
+    assert len(await database.trades()) == 20
+    (position,) = await database.ledger().positions(0)
+    carried = await database.pool.fetchval("SELECT trade_count FROM carried_forward")
+    assert position.trade_count == carried + 20
