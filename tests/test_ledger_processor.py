@@ -51,7 +51,9 @@ class Desk:
             await self.ledger.claim(0)
         events = read_plain(batch.values)
         for key in self.processor.missing_histories(batch, events):
-            self.processor.load_history(key, read_fills(await self.ledger.history(0, key)))
+            lines = await self.ledger.history(0, key)
+            assert lines is not None
+            self.processor.load_history(key, read_fills(lines))
         ids = [json.loads(value)["trade_id"] for value in values]
         self.processor.identity.add(await self.ledger.find(ids))
         result = self.processor.process_batch(batch, events=events)
@@ -250,3 +252,14 @@ async def test_changes_of_positions_that_do_not_exist_leave_nothing() -> None:
         await desk.process(event(f"T{n}", 1, symbol=f"S{n}", **AMEND))
     assert len(desk.processor._histories) <= 1
     assert not desk.processor.positions
+
+
+async def test_a_position_with_pruned_trades_is_not_folded_again() -> None:
+    """A sum that lacked them would be wrong: the change is refused, and the position stays."""
+    desk = Desk()
+    await desk.process(event("B", 100))
+    desk.restart()
+    desk.processor.load_history("ABC", None)
+    result = await desk.process(event("B", 90, **AMEND), event("C", 5))
+    assert reasons(result) == ["history-pruned"]
+    assert desk.numbers == (105, 1050, 0)

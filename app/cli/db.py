@@ -275,9 +275,7 @@ def pg_restore(
     _become("pg_restore", _running(data_dir), database, context.args)
 
 
-def _become(
-    name: str, postgres: EmbeddedPostgres, database: str, arguments: list[str]
-) -> None:
+def _become(name: str, postgres: EmbeddedPostgres, database: str, arguments: list[str]) -> None:
     program = str(postgres.program(name))
     # One takes the place of the other, so that keys, signals and exit code are the client's.
     address = postgres.url_of(database)

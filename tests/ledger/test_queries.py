@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 T = TypeVar("T")
 
 DAY = Day(date(2026, 3, 1), date(2026, 3, 2))
-EVENTS = [
+EVENTS: list[dict[str, Any] | bytes] = [
     trade("T1", "BUY", "100", "10", book="EQ", timestamp="2026-03-01T09:00:00Z"),
     trade("T2", "SELL", "40", "12", book="EQ", timestamp="2026-03-02T09:00:00.000000001Z"),
     trade("T3", "BUY", "0.00000001", "0.00000003", symbol="X'; --",
@@ -159,7 +159,7 @@ async def test_a_reader_cannot_write(filled: Database) -> None:
 
 async def test_a_database_without_tables_is_told(new_ledger: Any, database: Database) -> None:
     """With what to do."""
-    await database.pool.execute("DROP VIEW trade_list; DROP TABLE trades")
+    await database.pool.execute("DROP VIEW trade_list; DROP TABLE trades CASCADE")
     with pytest.raises(LedgerError, match="db migrate"):
         await ids(database)
 
