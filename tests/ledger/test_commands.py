@@ -26,7 +26,7 @@ from tests.ledger.filling import book, trade
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-EVENTS = [
+EVENTS: list[dict[str, Any] | bytes] = [
     trade("T1", "BUY", "100", "10", book="EQ", timestamp="2026-03-01T09:00:00Z"),
     trade("T2", "SELL", "40", "12.5", book="EQ", timestamp="2026-03-02T09:00:00.000000001Z"),
     trade("=cmd|' /C calc'!A0", "BUY", "0.00000001", "3", symbol="-[bold]@SUM",

@@ -83,7 +83,7 @@ async def test_what_they_came_to_is_carried_forward(
     assert apple["paid"] == Decimal(1050) - 330 - 45
     assert (apple["last_offset"], apple["last_price"]) == (3, 9)
     await prune(database, MARCH_2 + 86_400 * 10**9)
-    apple = await database.pool.fetchrow("SELECT * FROM carried_forward WHERE key = 'AAPL'")
+    (apple,) = await database.pool.fetch("SELECT * FROM carried_forward WHERE key = 'AAPL'")
     assert (apple["trade_count"], apple["exposure"]) == (4, 75)
     assert (apple["last_offset"], apple["last_price"]) == (2, 12)
 

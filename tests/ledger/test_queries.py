@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 T = TypeVar("T")
 
 DAY = Day(date(2026, 3, 1), date(2026, 3, 2))
-EVENTS = [
+EVENTS: list[dict[str, Any] | bytes] = [
     trade("T1", "BUY", "100", "10", book="EQ", timestamp="2026-03-01T09:00:00Z"),
     trade("T2", "SELL", "40", "12", book="EQ", timestamp="2026-03-02T09:00:00.000000001Z"),
     trade("T3", "BUY", "0.00000001", "0.00000003", symbol="X'; --",
