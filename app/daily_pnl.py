@@ -59,7 +59,8 @@ class Activity:
         new_trades: How many trades there were after it.
         first_mark: Price of the last trade up to the first close; `None` without one.
         mark: Price of the last trade up to the second.
-        is_pruned: Whether trades after the first close are gone: their sums cannot be told apart.
+        is_incomplete: Whether sums do not say it all: trades after the first close are pruned, or
+            some were amended or cancelled.
     """
 
     book: str | None
@@ -74,12 +75,12 @@ class Activity:
     new_trades: int
     first_mark: Mark | None
     mark: Mark | None
-    is_pruned: bool
+    is_incomplete: bool
 
 
 def explain_day(activity: Activity, day: Day) -> Explanation | None:
-    """Explain what became of one position; `None` where the trades of the day are pruned."""
-    if activity.is_pruned:
+    """Explain what became of one position; `None` where sums do not say it all."""
+    if activity.is_incomplete:
         return None
     before = _condensed(
         day.first_close_ns, activity.exposure_e16, activity.paid_e24, activity.fees_e8

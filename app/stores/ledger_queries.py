@@ -117,7 +117,7 @@ _CARRIED_MARK: Final = "ARRAY[last_ns, source_partition, last_offset, last_price
 _DAY: Final = f"""
 WITH of_trades AS (
     SELECT book, symbol, currency, executed_ns, source_partition, source_offset, price, fee,
-        {_SIGN} * quantity * multiplier AS exposure
+        action <> 'NEW' AS is_change, {_SIGN} * quantity * multiplier AS exposure
     FROM trades WHERE executed_ns <= $2
 ), sums AS (
     SELECT book, symbol, currency,
@@ -130,11 +130,12 @@ WITH of_trades AS (
         count(*) FILTER (WHERE executed_ns > $1) AS new_trades,
         {_MARK} FILTER (WHERE executed_ns <= $1) AS first_mark,
         {_MARK} AS mark,
-        NULL::bigint AS pruned_ns
+        NULL::bigint AS pruned_ns,
+        bool_or(is_change) AS has_changes
     FROM of_trades GROUP BY book, symbol, currency
     UNION ALL
     SELECT book, symbol, currency, exposure, paid, fees, 0, 0, 0, 0,
-        {_CARRIED_MARK}, {_CARRIED_MARK}, last_ns
+        {_CARRIED_MARK}, {_CARRIED_MARK}, last_ns, false
     FROM carried_forward
 )
 SELECT book, symbol, currency,
@@ -147,7 +148,7 @@ SELECT book, symbol, currency,
     sum(new_trades)::bigint AS new_trades,
     max(first_mark) AS first_mark,
     max(mark) AS mark,
-    coalesce(max(pruned_ns) > $1, false) AS is_pruned
+    coalesce(max(pruned_ns) > $1, false) OR bool_or(has_changes) AS is_incomplete
 FROM sums
 """  # noqa: S608 - names of our own
 
@@ -292,7 +293,7 @@ def _activity(row: asyncpg.Record) -> Activity:
         new_trades=row["new_trades"],
         first_mark=_mark(row["first_mark"]),
         mark=_mark(row["mark"]),
-        is_pruned=row["is_pruned"],
+        is_incomplete=row["is_incomplete"],
     )
 
 

@@ -118,6 +118,7 @@ async def test_a_trade_with_a_later_event_stays_whole(database: Database) -> Non
         UPDATE trade_ids SET source_offset = 100 WHERE trade_id = 'A'
         """
     )
+    assert (await day_of(database, 2))["None|AAPL"] is None  # of two events sums say nothing
     assert await prune(database) == 3
     assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
 
