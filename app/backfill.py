@@ -84,7 +84,6 @@ class Backfill:
         ledger: Takes every trade that was booked, twice where it was booked twice.
         changelog: The positions of the group.
         partition_of: Partition of a key.
-        on_progress: Told how many records were replayed; may raise to break off.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class Backfill:
         ledger: Ledger,
         changelog: Changelog,
         partition_of: Callable[[bytes], int],
-        on_progress: Callable[[int], None],
     ) -> None:
         self._settings = settings
         self._committed = committed
@@ -108,7 +106,6 @@ class Backfill:
         self._ledger = ledger
         self._changelog = changelog
         self._partition_of = partition_of
-        self._on_progress = on_progress
         self._booked: dict[int, int | None] = {}
 
     async def claim(self) -> int:
@@ -145,8 +142,14 @@ class Backfill:
             raise OffsetGapError("\n".join(problems))
         return records
 
-    async def replay(self, number: int) -> Backfilled:
+    async def replay(
+        self, number: int, on_progress: Callable[[int], None] = lambda _: None
+    ) -> Backfilled:
         """Replay one partition into the ledger and compare what comes out.
+
+        Args:
+            number: The partition.
+            on_progress: Told how many records were replayed; may raise to break off.
 
         Raises:
             LedgerError: Another process has taken the partition over.
@@ -164,7 +167,7 @@ class Backfill:
         async for chunk in self._chunks(number, processor.window.start_before(booked or 0)):
             self._process(processor, number, chunk, pending)
             done.records += sum(record.offset >= (booked or 0) for record in chunk)
-            self._on_progress(len(chunk))
+            on_progress(len(chunk))
             if pending.is_full:
                 await self._write(done, pending, chunk[-1].offset + 1, restored)
         await self._write(done, pending, committed, restored)

@@ -148,26 +148,24 @@ async def _backfill(
     await commit_offsets(settings, committed)
     partitioner = KeyPartitioner()
     async with open_backfill_of(settings, connect_timeout_s=connect_timeout_s) as ledger:
-        with Progress("backfill", total=None) as progress:
+        filling = Backfill(
+            settings,
+            committed=committed,
+            ranges=ranges,
+            unreadable=await _unreadable(settings, reader),
+            reader=reader,
+            ledger=ledger,
+            changelog=Changelog.of(reader, settings),
+            partition_of=lambda key: partitioner.partition(key, len(ranges)),
+        )
+        with Progress("backfill", total=await filling.claim()) as progress:
 
             def advance(count: int) -> None:
                 progress.advance(count)
                 if stop.is_set():
                     raise KeyboardInterrupt
 
-            filling = Backfill(
-                settings,
-                committed=committed,
-                ranges=ranges,
-                unreadable=await _unreadable(settings, reader),
-                reader=reader,
-                ledger=ledger,
-                changelog=Changelog.of(reader, settings),
-                partition_of=lambda key: partitioner.partition(key, len(ranges)),
-                on_progress=advance,
-            )
-            await filling.claim()
-            done = [await filling.replay(number) for number in sorted(committed)]
+            done = [await filling.replay(number, advance) for number in sorted(committed)]
     if await committed_offsets(settings) != committed:
         raise LedgerError(
             "the group has consumed meanwhile. Stop its consumers and run the backfill again: it"

@@ -292,6 +292,8 @@ def _explained() -> Iterator[None]:
         raise TransportError(f"the ledger's database: {str(exc) or type(exc).__name__}") from exc
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
         raise LedgerError(f"{exc}: run `trade-stream db migrate`") from exc
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as exc:
+        raise LedgerError(f"the ledger's database: {exc}: see DATABASE_URL") from exc
     except asyncpg.InsufficientPrivilegeError as exc:
         raise LedgerError(f"{exc}: grant it to the user of DATABASE_URL") from exc
 

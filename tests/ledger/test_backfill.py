@@ -55,7 +55,6 @@ def backfill_of(world: World, ledger: Ledger, **more: Any) -> Backfill:
         "unreadable": {},
         "reader": MemoryLogReader(world.broker),
         "changelog": world.changelog(),
-        "on_progress": lambda _: None,
     }
     return Backfill(
         world.settings,

@@ -118,6 +118,7 @@ async def test_a_trade_with_a_later_event_stays_whole(database: Database) -> Non
         INSERT INTO trade_versions VALUES ('A', 2, 0, 100)
         """
     )
+    assert (await day_of(database, 2))["None|AAPL"] is not None
     assert await prune(database) == 3
     assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
 
