@@ -214,7 +214,7 @@ class Settings(BaseModel):
         default=300_000, description="A worker that does not poll for so long is taken for stuck."
     )
     kafka_request_timeout_ms: Annotated[int, Field(ge=1_000, le=300_000)] = Field(
-        default=15_000, description="Longest wait for one answer; longer than a leader change."
+        default=12_000, description="Longest wait for one answer; longer than a leader change."
     )
     shutdown_graceful_timeout_s: Annotated[float, Field(ge=1, le=300)] = Field(
         default=20.0, description="Longest time from SIGTERM to the end of the process."

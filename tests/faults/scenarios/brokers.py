@@ -64,7 +64,7 @@ def outage(run: Run) -> None:
     """Kill every broker at once, and start them again after a while."""
     down_s = run.pick(20, run.draw.choice((20, 40, 120)))
     run.worker()
-    run.load(count=400 * (down_s + 20), rate=400)
+    run.load(count=400 * (down_s + run.pick(20, 60)), rate=400)
     run.await_progress(500)
     run.note(f"kill every node for {down_s} s")
     run.cluster.kill(*run.cluster.nodes)

