@@ -24,7 +24,7 @@ _ROWS: Final = 10_000
 _MINUTE_NS: Final = 60 * 10**9
 _DAY_NS: Final = 1440 * _MINUTE_NS
 _START_NS: Final = 1_772_323_200 * 10**9
-_PARTS: Final = 30
+_PARTS: Final = 90
 
 FORMS: Final = {
     "as in 0001": "CREATE TABLE form_0 (LIKE trades INCLUDING DEFAULTS INCLUDING CONSTRAINTS,"
@@ -49,7 +49,7 @@ FORMS: Final = {
     " (source_offset);"
     + "".join(
         f"CREATE TABLE form_4_{n} PARTITION OF form_4"
-        f" FOR VALUES FROM ({n * 100_000}) TO ({(n + 1) * 100_000});"
+        f" FOR VALUES FROM ({n * 2_000}) TO ({(n + 1) * 2_000});"
         for n in range(_PARTS)
     ),
 }
@@ -103,7 +103,7 @@ async def measure(url: str, rounds: int) -> dict[str, float]:
 def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=80, choices=range(5, 101))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trade-stream-") as name:
         folder = Path(name)

@@ -113,17 +113,12 @@ class EmbeddedPostgres:
         """What the server has said since its start."""
         return self._dir.log
 
-    @property
-    def psql(self) -> Path:
-        """PostgreSQL's own command line client.
+    def program(self, name: str) -> Path:
+        """Give one of PostgreSQL's own programs, such as `psql`.
 
         Raises:
             EmbeddedDatabaseError: PostgreSQL is not installed.
         """
-        return self._programs().path("psql")
-
-    def program(self, name: str) -> Path:
-        """Give one of PostgreSQL's programs, such as `pg_dump`; raises as `psql`."""
         return self._programs().path(name)
 
     def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -44,7 +44,7 @@ async def filled(database: Database) -> Database:
 def answer(postgres: EmbeddedPostgres, url: str, question: str) -> str:
     """Ask PostgreSQL's own client, as a reader would."""
     done = subprocess.run(
-        [postgres.psql, "-X", "-q", "-P", "footer=off", url, "-c", question],
+        [postgres.program("psql"), "-X", "-q", "-P", "footer=off", url, "-c", question],
         capture_output=True,
         text=True,
         check=True,
