@@ -75,6 +75,11 @@ class MemoryLedger:
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """Store what is written, all at once."""
         fault = await self._before("write")
+        lost = self._write(writes)
+        _after(fault)
+        return lost
+
+    def _write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         new, lost = {}, {}
         for number, write in writes.items():
             held = self._database.next_offsets.get(number)
@@ -84,15 +89,15 @@ class MemoryLedger:
                 lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
             elif held != write.next_offset:
                 new[number] = write
-        if self._notes_ids and any(
-            row["trade_id"] in self._database.trade_ids
-            for write in new.values()
-            for row in _trades(write)
-        ):
-            return dict.fromkeys(writes, "booked elsewhere meanwhile")
+        ids = [row["trade_id"] for write in new.values() for row in _trades(write)]
+        known = self._database.trade_ids.keys()
+        if self._notes_ids and (len(set(ids)) < len(ids) or not known.isdisjoint(ids)):
+            if len(writes) == 1:
+                return dict.fromkeys(writes, "booked elsewhere meanwhile")
+            apart = [self._write({number: writes[number]}) for number in sorted(writes)]
+            return {number: why for one in apart for number, why in one.items()}
         for number, write in new.items():
             self._store(number, write)
-        _after(fault)
         return lost
 
     def _store(self, number: int, write: LedgerWrite) -> None:
@@ -136,7 +141,7 @@ def _after(fault: Fault) -> None:
 
 def _trades(write: LedgerWrite) -> list[dict[str, Any]]:
     defaults = {"version": "1", "action": "NEW", "multiplier": "1", "fee": "0"}
-    plain = [defaults | _row(PLAIN_TRADE_COLUMNS, line) for line in write.plain_trades]
+    plain = [_row(PLAIN_TRADE_COLUMNS, line) | defaults for line in write.plain_trades]
     return plain + [_row(TRADE_COLUMNS, line) for line in write.trades]
 
 

@@ -142,6 +142,10 @@ class PostgresLedger:
                 if new:
                     await self._store(connection, new)
         except asyncpg.UniqueViolationError as exc:
+            if len(writes) > 1:
+                # Two of these partitions may have the trade: each by itself, so that one gets it.
+                apart = [await self.write({number: writes[number]}) for number in sorted(writes)]
+                return {number: why for one in apart for number, why in one.items()}
             # Booked by another worker, from another partition, since we asked: to be judged anew.
             return dict.fromkeys(writes, f"booked elsewhere meanwhile: {exc.detail}")
         return lost
