@@ -66,7 +66,7 @@ def ledger_kill_at_points(run: Run) -> None:
     run.open_database()
     points = list(LEDGER_POINTS) * run.pick(1, 2)
     run.draw.shuffle(points)
-    points = points[: run.pick(4, len(points))]
+    points = points[: run.pick(3, len(points))]
     load = run.load(count=_ENDLESS, rate=run.pick(300, 200), poison=0.05, foreign=0.1)
     for point in points:
         # A claim is made once for each partition.
