@@ -1,26 +1,22 @@
 """A ledger in PostgreSQL: its workers die, its database goes away, fills up and answers late."""
 
-import json
 import os
-import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
 from functools import partial
 from math import inf
 from statistics import linear_regression
-from typing import Any, Final
+from typing import Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 
 from app.embedded.loopback import pick_ports
 from tests.faults.database import Database
-from tests.faults.journal import JournalWriter, State, digest
-from tests.faults.oracle import good_event, partition_of
 from tests.faults.points import LEDGER_POINTS
 from tests.faults.processes import Child
 from tests.faults.proxy import HOST, Fault
-from tests.faults.reading import QUIET, LogRecord
+from tests.faults.resend import send_again
 from tests.faults.run import Run
 from tests.faults.scenarios.registry import scenario
 
@@ -194,7 +190,7 @@ def ledger_duplicates(run: Run) -> None:
     run.finish_loads()
     run.worker()
     run.wait(lambda: run.world.lag() == 0, "lag 0", 120)
-    _send_again(run, run.pick(500, 3_000))
+    send_again(run, run.pick(500, 3_000))
     run.note("the same ids in two partitions while two workers run")
     run.worker()
     for _ in range(2):
@@ -207,52 +203,6 @@ def ledger_duplicates(run: Run) -> None:
     run.bite("duplicates", counts["duplicate"])
     conflicts = "SELECT count(*) FROM dead_letters WHERE reason = 'version-conflict';"
     run.bite("conflicts", int(database.psql.ask(conflicts)[0][0]))
-
-
-def _send_again(run: Run, count: int) -> None:
-    """Send booked trades again: under keys of other partitions, and with another quantity."""
-    good = [r for r in run.world.read(run.world.events) if b"GOOD" in (r.value or b"")]
-    chosen = run.draw.sample(good, count)
-    records = [
-        (_other_key(record, run.world.partitions), record.value or b"")
-        if index % 2
-        else (record.key or b"", _other_content(record))
-        for index, record in enumerate(chosen)
-    ]
-    run.note(f"send {len(records)} trades again, half of them with another content")
-    producer = Producer({"bootstrap.servers": run.world.direct, "acks": "all", **QUIET})
-    with JournalWriter(run.folder, "again") as journal:
-        entries = [
-            (key.decode(), number, "again", digest(value))
-            for number, (key, value) in enumerate(records, 1)
-        ]
-        numbers = journal.sending(entries, time.monotonic_ns())
-
-        def delivered(number: int, error: KafkaError | None, message: Any) -> None:
-            state = State.UNKNOWN if error else State.OK
-            outcome = (number, state, message.partition(), message.offset())
-            journal.known([outcome], time.monotonic_ns())
-
-        for number, (key, value) in zip(numbers, records, strict=True):
-            home = partition_of(key, run.world.partitions)
-            noted = partial(delivered, number)
-            producer.produce(run.world.events, value, key, partition=home, on_delivery=noted)
-        assert producer.flush(30) == 0, "not everything was sent"
-
-
-def _other_key(record: LogRecord, partitions: int) -> bytes:
-    """Give a key that belongs to another partition."""
-    return next(
-        key
-        for key in (f"other-{number}".encode() for number in range(1_000))
-        if partition_of(key, partitions) != record.partition
-    )
-
-
-def _other_content(record: LogRecord) -> bytes:
-    event = json.loads(record.value or b"")
-    assert good_event(record.value) is not None
-    return json.dumps(event | {"quantity": f"1{event['quantity']}"}).encode()
 
 
 # -- the database
@@ -293,6 +243,29 @@ def ledger_sigterm_in_outage(run: Run) -> None:
         run.measure("exit_s", worker.stop(), most=20.0)
         _stop_load(run, load)
         database.start()
+
+
+@scenario()
+def ledger_half_open(run: Run) -> None:
+    """Connections to the database stay open and nothing passes; a stop is in time even then."""
+    database = run.open_database(is_relayed=True)
+    worker = run.worker()
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05)
+    _await_booked(run, database, 200)
+    run.note("swallow everything")
+    with database.network.fault(Fault(is_black_hole=True)):
+        run.pause(run.pick(8, 75))  # longer than any of the worker's timeouts
+    run.note("let it pass")
+    run.measure("recovery_s", _await_booked(run, database), most=_RECOVERY_S)
+    rebalances = worker.logged("partitions_assigned")
+    run.require(f"it was assigned {rebalances} times", holds=rebalances == 1)
+    _await_booked(run, database, 200)
+    run.note("swallow everything, and SIGTERM")
+    with database.network.fault(Fault(is_black_hole=True)):
+        run.pause(run.draw.uniform(0, 2))
+        run.measure("exit_s", worker.stop(), most=21.0)
+    run.bite("bytes swallowed", database.network.counts()["swallowed"])
+    _stop_load(run, load)
 
 
 @scenario()
