@@ -276,6 +276,9 @@ class Ledger(Protocol):
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """Store what is written, by partition, in one transaction.
 
+        Where a trade of one partition is booked from another one, or is about to be by the same
+        call, it is a transaction for each partition.
+
         Returns:
             The partitions of which nothing was stored because they are not ours any more, or the
             ledger is not where we believed it to be, and why: to be restored from it.

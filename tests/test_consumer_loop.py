@@ -12,7 +12,14 @@ from app import checkpointer, consumer
 from app.checkpoint import FlushResult, PartitionEffects, flush
 from app.errors import TopicError
 from app.health import Unready
-from app.memory_io import Fault, MemoryLogReader, MemoryPublisher, nth, partition_for
+from app.memory_io import (
+    Fault,
+    MemoryDatabase,
+    MemoryLogReader,
+    MemoryPublisher,
+    nth,
+    partition_for,
+)
 from app.memory_io.broker import PartitionLog
 from app.models import Fate
 from app.ports import OutgoingRecord
@@ -833,3 +840,18 @@ async def test_commits_that_are_not_answered_show() -> None:
     assert worker.health.ready() == {}
     stats = await worker.finish()
     assert stats.failed_commits == 1
+
+
+@virtual_time
+async def test_ids_that_come_in_two_partitions_at_once_hold_nobody_up() -> None:
+    """Both are read before the ledger has either: one is booked, the other is a conflict."""
+    world = World(MemoryDatabase(), dlq_breaker_share=1.0)
+    for number, symbol in enumerate((HERE, THERE)):
+        put(world, *(trade(symbol, trade_id=f"T{n}") for n in range(5)), partition=number)
+    async with asyncio.timeout(60):
+        stats = await world.consume()
+    assert +stats.fates == {Fate.BOOKED: 5, Fate.DEAD_LETTERED: 5}
+    assert stats.reasons == {"version-conflict": 5}
+    assert world.database is not None
+    assert len({row["trade_id"] for row in world.database.trades.values()}) == 5
+    assert len(world.database.trades) == 5

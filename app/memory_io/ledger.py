@@ -79,6 +79,11 @@ class MemoryLedger:
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """Store what is written, all at once."""
         fault = await self._before("write")
+        lost = self._write(writes)
+        _after(fault)
+        return lost
+
+    def _write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         new, lost = {}, {}
         for number, write in writes.items():
             held = self._database.next_offsets.get(number)
@@ -88,15 +93,15 @@ class MemoryLedger:
                 lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
             elif held != write.next_offset:
                 new[number] = write
-        if self._notes_ids and any(
-            int(row["version"]) in self._database.versions.get(row["trade_id"], ())
-            for write in new.values()
-            for row in _trades(write)
-        ):
-            return dict.fromkeys(writes, "booked elsewhere meanwhile")
+        keys = [_version_key(row) for write in new.values() for row in _trades(write)]
+        is_known = any(version in self._database.versions.get(name, ()) for name, version in keys)
+        if self._notes_ids and (len(set(keys)) < len(keys) or is_known):
+            if len(writes) == 1:
+                return dict.fromkeys(writes, "booked elsewhere meanwhile")
+            apart = [self._write({number: writes[number]}) for number in sorted(writes)]
+            return {number: why for one in apart for number, why in one.items()}
         for number, write in new.items():
             self._store(number, write)
-        _after(fault)
         return lost
 
     def _store(self, number: int, write: LedgerWrite) -> None:
@@ -107,7 +112,8 @@ class MemoryLedger:
             assert place not in database.trades, "a primary key twice"
             database.trades[place] = row
             if self._notes_ids:
-                database.versions.setdefault(row["trade_id"], {})[int(row["version"])] = place
+                trade_id, version = _version_key(row)
+                database.versions.setdefault(trade_id, {})[version] = place
         for line in write.corrections:
             row = _row(CORRECTION_COLUMNS, line)
             database.corrections[_place(row)] = row
@@ -164,6 +170,10 @@ def _trades(write: LedgerWrite) -> list[dict[str, Any]]:
 def _row(columns: Sequence[str], line: str) -> dict[str, Any]:
     cells = zip(columns, line.split("\t"), strict=True)
     return {name: cell or None for name, cell in cells}
+
+
+def _version_key(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["trade_id"], int(row["version"])
 
 
 def _version(row: Mapping[str, Any]) -> tuple[TradeEvent, bytes | None]:

@@ -43,6 +43,8 @@ _CONNECT_TIMEOUT_S: Final = 10.0
 _CLOSE_TIMEOUT_S: Final = 2.0
 _STATEMENT_TIMEOUT_S: Final = 60.0
 """Longest wait for one answer; the server gives up at the same time, so that nothing lingers."""
+_IDLE_TIMEOUT_S: Final = 15.0
+"""A process that was frozen in a transaction keeps others from its partitions for so long."""
 _CONNECTIONS: Final = 3
 """One writes, one is asked, one restores."""
 _SESSION: Final = {
@@ -51,7 +53,7 @@ _SESSION: Final = {
     "synchronous_commit": "on",
     "jit": "off",  # statements are short and many
     "statement_timeout": f"{_STATEMENT_TIMEOUT_S:.0f}s",
-    "idle_in_transaction_session_timeout": f"{_STATEMENT_TIMEOUT_S:.0f}s",
+    "idle_in_transaction_session_timeout": f"{_IDLE_TIMEOUT_S:.0f}s",
 }
 
 _TRANSIENT: Final = (
@@ -187,6 +189,10 @@ class PostgresLedger:
                 if new:
                     await self._store(connection, new)
         except asyncpg.UniqueViolationError as exc:
+            if len(writes) > 1:
+                # Two of these partitions may have the trade: each by itself, so that one gets it.
+                apart = [await self.write({number: writes[number]}) for number in sorted(writes)]
+                return {number: why for one in apart for number, why in one.items()}
             # Booked by another worker, from another partition, since we asked: to be judged anew.
             return dict.fromkeys(writes, f"booked elsewhere meanwhile: {exc.detail}")
         return lost

@@ -181,6 +181,21 @@ async def test_a_trade_is_stored_once_in_all_partitions(backend: Backend) -> Non
     assert await ledger.claim(1) is None
 
 
+async def test_a_trade_of_two_partitions_in_one_write_is_stored_once(backend: Backend) -> None:
+    """One of the two is stored, and whatever else there is: to look again would find it so."""
+    ledger = backend.make()
+    for number in (0, 1, 2):
+        await ledger.claim(number)
+    writes = {n: write(n, range(2), expected=None) for n in (0, 1)}
+    writes[2] = write(2, range(2), expected=None, prefix="other")
+    (lost,) = await ledger.write(writes)
+    (stored,) = {0, 1} - {lost}
+    assert await backend.tables.trades() == sorted(
+        [(stored, 0, "T0"), (stored, 1, "T1"), (2, 0, "other0"), (2, 1, "other1")]
+    )
+    assert [await ledger.claim(n) for n in (lost, stored, 2)] == [None, 2, 2]
+
+
 async def test_trades_are_found_by_their_ids(backend: Backend) -> None:
     """With everything that their content is compared by, and none that is not there."""
     ledger = backend.make()

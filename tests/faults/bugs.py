@@ -5,10 +5,12 @@ classes of the product in the process of `worker`, before it starts.
 """
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import asyncpg
 from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
@@ -18,11 +20,20 @@ from app.errors import UnreadableError
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.pnl import Holding
-from app.ports import Assignment, OutgoingRecord, RecordBatch, SendOutcome, SendState
+from app.ports import (
+    Assignment,
+    LedgerWrite,
+    OutgoingRecord,
+    RecordBatch,
+    SendOutcome,
+    SendState,
+)
 from app.services import TradeProcessor
 from app.stores.changelog import Changelog, Restored
+from app.stores.postgres import PostgresLedger
 
 _LATE_S: Final = 1.0
+_APART_S: Final = 0.2
 _late: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
 
 
@@ -179,6 +190,60 @@ def _no_origin(publish: Any) -> Any:
     return anonymous
 
 
+def _without_rows(write: LedgerWrite) -> LedgerWrite:
+    return dataclasses.replace(write, plain_trades=(), trades=(), dead_letters=())
+
+
+def _positions_apart(write: Any) -> Any:
+    """Store positions in a transaction of their own, after that of trades and offset."""
+
+    async def apart(self: PostgresLedger, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+        refused: dict[int, str] = await write(
+            self, {n: dataclasses.replace(one, positions=()) for n, one in writes.items()}
+        )
+        await asyncio.sleep(_APART_S)
+        positions = {n: _without_rows(one) for n, one in writes.items() if n not in refused}
+        async with self._connection() as connection, connection.transaction():
+            await self._store(connection, positions)
+        return refused
+
+    return apart
+
+
+def _offset_first(store: Any) -> Any:
+    """Move the offset in a transaction of its own, before that of what it stands for."""
+
+    async def hasty(
+        self: PostgresLedger, connection: Any, writes: Mapping[int, LedgerWrite]
+    ) -> None:
+        bare = {
+            n: dataclasses.replace(_without_rows(one), positions=()) for n, one in writes.items()
+        }
+        await store(self, connection, bare)
+        await connection.execute("COMMIT; BEGIN")
+        await asyncio.sleep(_APART_S)
+        await store(self, connection, writes)
+
+    return hasty
+
+
+def _unfenced(write: Any) -> Any:
+    """Compare neither owner nor offset, and leave out the rows that are there already."""
+
+    async def stubborn(self: PostgresLedger, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+        refused: dict[int, str] = await write(self, writes)
+        for number in refused:
+            try:
+                async with self._connection() as connection, connection.transaction():
+                    await self._store(connection, {number: writes[number]})
+            except asyncpg.UniqueViolationError:
+                async with self._connection() as connection, connection.transaction():
+                    await self._store(connection, {number: _without_rows(writes[number])})
+        return {}
+
+    return stubborn
+
+
 BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "commits-first": (KafkaSource, "poll", _commits_first),
     "commits-unnamed": (KafkaSource, "commit", _commits_unnamed),
@@ -193,6 +258,11 @@ BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "no-new-producer": (KafkaPublisher, "_ensure_producer", _no_new_producer),
     "no-origin": (KafkaPublisher, "publish", _no_origin),
     "no-window": (TradeProcessor, "__init__", _no_window),
+    "ledger-commits-first": (KafkaSource, "poll", _commits_first),
+    "ledger-letters-late": (KafkaPublisher, "publish", _not_awaited(lambda s: s.dlq_topic)),
+    "ledger-offset-first": (PostgresLedger, "_store", _offset_first),
+    "ledger-positions-apart": (PostgresLedger, "write", _positions_apart),
+    "ledger-unfenced": (PostgresLedger, "write", _unfenced),
 }
 """Where each bug goes: the owner, the attribute, and what takes its place."""
 

@@ -7,6 +7,8 @@ The rules, by number:
     2  every record has one fate: dead letters equal their originals, misplaced trades are re-keyed
     3  positions equal the oracle, from the record with the highest source offset
     4  a committed offset is never ahead of acknowledged effects, at the end and while it ran
+
+and of a ledger those of `ledger_rules`, from 5 on.
 """
 
 import json
@@ -19,8 +21,10 @@ from itertools import accumulate
 from typing import Any, Final
 
 from tests.faults.journal import Attempt, State, digest
+from tests.faults.ledger_rules import check_tables, topic_differs
 from tests.faults.oracle import REKEYED_FROM, Expected, Fate, Model, Place, expect
 from tests.faults.reading import LogRecord
+from tests.faults.tables import LedgerSample, Tables
 
 SHOWN: Final = 20
 FINDINGS: Final = (
@@ -57,6 +61,8 @@ class Evidence:
         samples: Commits and ends while it ran; of no use once the positions were compacted.
         window: Of the rule for trades sent twice.
         holes: Offsets of the batch that nobody can read, by partition: its bytes are quarantined.
+        tables: The ledger, where there is one.
+        ledger_samples: The ledger while it ran.
     """
 
     topic: str
@@ -69,6 +75,8 @@ class Evidence:
     samples: Sequence[Sample] = ()
     window: int = 0
     holes: Mapping[int, range] = field(default_factory=dict)
+    tables: Tables | None = None
+    ledger_samples: Sequence[LedgerSample] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,9 @@ def newest_positions(stored: Iterable[Stored]) -> dict[str, Stored]:
 def check(evidence: Evidence) -> Verdict:
     """Apply every rule."""
     verdict = Verdict()
-    expected = expect(evidence.source, evidence.partitions, window=evidence.window)
+    tables = evidence.tables
+    rows = None if tables is None else dict(tables.ids)
+    expected = expect(evidence.source, evidence.partitions, window=evidence.window, rows=rows)
     verdict.counts["records"] = len(evidence.source)
     verdict.counts.update(fate.value for fate in expected.fates.values())
     _check_offsets(verdict, evidence)
@@ -150,6 +160,8 @@ def check(evidence: Evidence) -> Verdict:
     _check_rekeyed(verdict, evidence, expected)
     _check_positions(verdict, expected, stored)
     _check_commits(verdict, evidence, expected, stored, letters)
+    if tables is not None:
+        _check_ledger(verdict, evidence, tables, expected, stored=stored, letters=letters)
     return verdict
 
 
@@ -434,3 +446,40 @@ def _check_commits(
 
 def _at(needed: Sequence[int], committed: int) -> int:
     return needed[min(committed, len(needed) - 1)] if needed else 0
+
+
+# -- rules of the ledger
+
+
+def _check_ledger(
+    verdict: Verdict,
+    evidence: Evidence,
+    tables: Tables,
+    expected: Expected,
+    *,
+    stored: Sequence[Stored],
+    letters: Mapping[Place, LogRecord],
+) -> None:
+    ends = dict.fromkeys(range(evidence.partitions), 0)
+    for record in evidence.source:
+        ends[record.partition] = record.offset + 1
+    reasons = {
+        place: (letter.headers["x-dlq-reason"] or b"").decode() for place, letter in letters.items()
+    }
+    verdict.counts["rows"] = len(tables.trades)
+    verdict.counts["ledger_samples"] = len(evidence.ledger_samples)
+    for rule, kind, what in check_tables(
+        tables,
+        evidence.ledger_samples,
+        expected=expected,
+        reasons=reasons,
+        ends=ends,
+        committed=evidence.committed,
+    ):
+        verdict.blame(rule, kind, what)
+    newest = newest_positions(stored)
+    for row in tables.positions:
+        if row.key not in newest:
+            verdict.blame(6, "lost", f"position {row.key} is in the table and not in the topic")
+        elif problem := topic_differs(row, newest[row.key].state):
+            verdict.blame(6, "wrong", f"position {row.key} in table and topic: {problem}")

@@ -48,7 +48,7 @@ class Trades:
     """Makes trades for `TradeProducer`, the same for the same seed but for ids and times.
 
     Args:
-        run: Begins every trade id, after `GOOD` or `BAD`.
+        ids: Begins every trade id, after `GOOD` or `BAD`.
         seed: Of everything random.
         keys: Number of positions.
         poison: Share of records that are spoilt.
@@ -57,9 +57,9 @@ class Trades:
     """
 
     def __init__(
-        self, *, run: str, seed: int, keys: int, poison: float, foreign: float, twice_after: int
+        self, *, ids: str, seed: int, keys: int, poison: float, foreign: float, twice_after: int
     ) -> None:
-        self._run = run
+        self._ids = ids
         self._draw = random.Random(seed)
         self._keys = [(f"BOOK{n % 3}" if n % 4 else "", f"S{n}") for n in range(keys)]
         self._poison = poison
@@ -86,7 +86,7 @@ class Trades:
         book, symbol = draw.choice(self._keys)
         price = _decimal(draw, 5_000)
         event: dict[str, Any] = {
-            "trade_id": f"{'BAD' if is_poison else 'GOOD'}-{self._run}-{self._count}",
+            "trade_id": f"{'BAD' if is_poison else 'GOOD'}-{self._ids}-{self._count}",
             "symbol": symbol,
             "side": draw.choice(("BUY", "SELL")),
             "price": price if "." in price else int(price),
@@ -193,12 +193,18 @@ def main(
     poison: float = 0.02,
     foreign: float = 0.0,
     twice_after: int = 0,
+    ids: Annotated[str, typer.Option(help="Begins every trade id; the run's name without.")] = "",
     stranger: Annotated[bool, typer.Option("--stranger", help="Use librdkafka.")] = False,
 ) -> None:
     """Publish trades until the count is reached or a signal comes."""
     settings = start_up()
     trades = Trades(
-        run=run, seed=seed, keys=keys, poison=poison, foreign=foreign, twice_after=twice_after
+        ids=ids or run,
+        seed=seed,
+        keys=keys,
+        poison=poison,
+        foreign=foreign,
+        twice_after=twice_after,
     )
     made = 0
 

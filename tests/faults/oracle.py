@@ -7,16 +7,17 @@ poison. Positions are kept by average cost in exact fractions.
 import json
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tests.faults.reading import LogRecord
 
 REKEYED_FROM: Final = "x-rekeyed-from"
-_SHARE_DECIMALS: Final = 40
+_SHARE_DECIMALS: Final = 24
+"""Of the cost that a close releases, half-even, as docs/pnl.md promises."""
 _STAMPS: Final = ("published_at", "processed_at")
 Place = tuple[int, int]
 """Partition and offset of a record of the source."""
@@ -45,6 +46,12 @@ class Model:
     trades: int = 0
     last: Place = (-1, -1)
 
+    def book(self, place: Place, event: Mapping[str, Any]) -> None:
+        """Fold the trade at a place."""
+        sign = 1 if event["side"] == "BUY" else -1
+        self.apply(sign * Fraction(event["quantity"]), Fraction(event["price"]))
+        self.last = place
+
     def apply(self, signed: Fraction, price: Fraction) -> None:
         """Fold one fill."""
         self.trades += 1
@@ -53,7 +60,6 @@ class Model:
             self.cost += signed * price
         else:
             closed = min(abs(signed), abs(self.quantity)) * (1 if signed > 0 else -1)
-            # Rounded far below what is compared; exact shares would get longer with every close.
             share = round(self.cost * abs(closed) / abs(self.quantity), _SHARE_DECIMALS)
             self.realized += -closed * price - share
             self.cost = self.cost - share + (signed - closed) * price
@@ -67,6 +73,7 @@ class Expected:
     Attributes:
         fates: Of every record.
         keys: Position key of every booked trade.
+        events: Every booked trade.
         conflicts: Records to be refused because their id belongs to another trade.
         models: The positions, by key.
         origins: Places from which re-keyed trades come, with the places of their copies.
@@ -74,9 +81,17 @@ class Expected:
 
     fates: dict[Place, Fate] = field(default_factory=dict)
     keys: dict[Place, str] = field(default_factory=dict)
+    events: dict[Place, Mapping[str, Any]] = field(default_factory=dict)
     conflicts: set[Place] = field(default_factory=set)
     models: dict[str, Model] = field(default_factory=lambda: defaultdict(Model))
     origins: dict[Place, list[Place]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Judge(Protocol):
+    """A rule for trades that were sent before."""
+
+    def judge(self, place: Place, event: Mapping[str, Any]) -> Fate | None:
+        """Say duplicate or dead-lettered (a conflict), or nothing: it is to be booked."""
 
 
 class SeenTrades:
@@ -103,7 +118,7 @@ class SeenTrades:
             return None
         partition, offset = place
         block = offset // self._window
-        content = {name: value for name, value in event.items() if name not in _STAMPS}
+        content = _content(event)
         first_of = self._seen[partition, event["trade_id"]]
         known_as = first_of.get(block) or first_of.get(block - 1)
         first_of.setdefault(block, content)
@@ -112,16 +127,63 @@ class SeenTrades:
         return Fate.DUPLICATE if content == known_as else Fate.DEAD_LETTERED
 
 
-def expect(records: Iterable[LogRecord], partitions: int, *, window: int = 0) -> Expected:
+class LedgerTrades:
+    """The rule where a ledger knows every trade that was ever booked, in whichever partition.
+
+    In one partition the first of a trade is booked. Where several partitions have one of the same
+    id, nothing in the log says which of them is read first: it is the one that the ledger has. All
+    others are duplicates, or conflicts where their content is another one.
+
+    Args:
+        records: As of `expect`.
+        partitions: Of the topic.
+        rows: Where the ledger has trades, by their id.
+    """
+
+    def __init__(
+        self, records: Iterable[LogRecord], partitions: int, rows: Mapping[str, Place]
+    ) -> None:
+        firsts: dict[str, dict[int, tuple[Place, Mapping[str, Any]]]] = defaultdict(dict)
+        for record in records:
+            event = good_event(record.value)
+            if event is not None and _home(event, partitions) == record.partition:
+                place = (record.partition, record.offset)
+                firsts[event["trade_id"]].setdefault(record.partition, (place, _content(event)))
+        self._booked: dict[str, tuple[Place, Mapping[str, Any]]] = {}
+        for trade_id, by_partition in firsts.items():
+            candidates = list(by_partition.values())
+            of_ledger = [first for first in candidates if first[0] == rows.get(trade_id)]
+            self._booked[trade_id] = (of_ledger or candidates)[0]
+
+    def judge(self, place: Place, event: Mapping[str, Any]) -> Fate | None:
+        """See `Judge`."""
+        booked_at, content = self._booked[event["trade_id"]]
+        if place == booked_at:
+            return None
+        return Fate.DUPLICATE if _content(event) == content else Fate.DEAD_LETTERED
+
+
+def _content(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in event.items() if name not in _STAMPS}
+
+
+def expect(
+    records: Sequence[LogRecord],
+    partitions: int,
+    *,
+    window: int = 0,
+    rows: Mapping[str, Place] | None = None,
+) -> Expected:
     """Work out the fate of every record of a source topic, and the positions.
 
     Args:
         records: All of them, in offset order for each partition.
         partitions: Of the topic.
         window: Of `SeenTrades`.
+        rows: Of `LedgerTrades`, which is the rule where there is a ledger.
     """
     expected = Expected()
-    seen = SeenTrades(window)
+    seen: Judge = SeenTrades(window) if rows is None else LedgerTrades(records, partitions, rows)
     for record in records:
         place = (record.partition, record.offset)
         expected.fates[place] = _judge(expected, seen, record, place, partitions)
@@ -129,13 +191,12 @@ def expect(records: Iterable[LogRecord], partitions: int, *, window: int = 0) ->
 
 
 def _judge(
-    expected: Expected, seen: SeenTrades, record: LogRecord, place: Place, partitions: int
+    expected: Expected, seen: Judge, record: LogRecord, place: Place, partitions: int
 ) -> Fate:
     event = good_event(record.value)
     if event is None:
         return Fate.DEAD_LETTERED
-    key = f"{event['book']}|{event['symbol']}" if event.get("book") else str(event["symbol"])
-    if partition_of(key.encode(), partitions) != record.partition:
+    if _home(event, partitions) != record.partition:
         return Fate.REKEYED
     is_copy = False
     if (header := record.headers.get(REKEYED_FROM)) is not None:
@@ -150,12 +211,19 @@ def _judge(
         return fate
     if is_copy:
         return Fate.DUPLICATE
-    model = expected.models[key]
-    sign = 1 if event["side"] == "BUY" else -1
-    model.apply(sign * Fraction(event["quantity"]), Fraction(event["price"]))
-    model.last = place
+    key = _position_key(event)
+    expected.models[key].book(place, event)
     expected.keys[place] = key
+    expected.events[place] = event
     return Fate.BOOKED
+
+
+def _position_key(event: Mapping[str, Any]) -> str:
+    return f"{event['book']}|{event['symbol']}" if event.get("book") else str(event["symbol"])
+
+
+def _home(event: Mapping[str, Any], partitions: int) -> int:
+    return partition_of(_position_key(event).encode(), partitions)
 
 
 def good_event(value: bytes | None) -> dict[str, Any] | None:

@@ -12,3 +12,16 @@ POINTS: Final = (
     "in-revoke",
     "in-assign",
 )
+
+LEDGER_POINTS: Final = (
+    "after-claim",
+    "before-letters",
+    "after-letters",
+    "before-transaction",
+    "in-transaction",
+    "after-transaction",
+    "after-positions",
+    "before-commit",
+    "after-commit",
+)
+"""Those of a consumer with a ledger, in the order of its work."""

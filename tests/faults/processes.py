@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 
 from tests.e2e.harness import ROOT, World
 from tests.faults.checker import Sample
+from tests.faults.tables import DatabaseAwayError, LedgerSample
 
 _EXIT_TIMEOUT_S: Final = 30.0
 _SAMPLE_S: Final = 0.5
@@ -117,6 +118,10 @@ class Child:
         """Count the log lines of an event."""
         return self.errors.read_text(encoding="utf-8", errors="replace").count(f'"{event}"')
 
+    def said(self, words: str) -> bool:
+        """Tell whether its log has some words."""
+        return words in self.errors.read_text(encoding="utf-8", errors="replace")
+
     def tail(self) -> str:
         """Give the end of its log."""
         text = self.errors.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace")
@@ -152,10 +157,16 @@ class Usage:
 
 
 class Sampler:
-    """Looks at a world and its workers again and again, in a thread of its own."""
+    """Looks at a world and its workers again and again, in a thread of its own.
+
+    Attributes:
+        look_at_ledger: Gives the ledger, when it is told Kafka's commits of a moment before.
+    """
 
     def __init__(self, world: World, workers: list[Child]) -> None:
         self.samples: list[Sample] = []
+        self.ledger_samples: list[LedgerSample] = []
+        self.look_at_ledger: Callable[[Mapping[int, int]], LedgerSample] | None = None
         self.usage: list[Usage] = []
         self._world = world
         self._workers = workers
@@ -180,7 +191,10 @@ class Sampler:
                     for worker in list(self._workers)
                     if worker.is_running
                 ]
-                with suppress(KafkaException):  # brokers are down on purpose
+                with suppress(KafkaException, DatabaseAwayError):  # they are down on purpose
                     self.samples.append(self._world.sample(consumer))
+                    if self.look_at_ledger is not None:
+                        committed = self.samples[-1].committed
+                        self.ledger_samples.append(self.look_at_ledger(committed))
         finally:
             consumer.close()

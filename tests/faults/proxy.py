@@ -3,6 +3,9 @@
 It knows the first bytes of a frame alone: a request begins with length, API key, API version and
 correlation id, its answer with length and correlation id. So a fault can be bound to an API, and
 an answer can be kept back of which it is known that the broker has given it.
+
+What stands behind a socket file is taken for PostgreSQL. Of its protocol the relay knows where a
+message begins and ends, a COMMIT with its answer, and the message that ends an exchange.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aiokafka.record.util import calc_crc32c
@@ -25,6 +29,10 @@ OFFSET_COMMIT: Final = 8
 
 _REQUEST: Final = struct.Struct(">ihhi")
 _ANSWER: Final = struct.Struct(">ii")
+_MESSAGE: Final = struct.Struct(">ci")
+_STARTUP: Final = struct.Struct(">ii")
+_WANTS_ENCRYPTION: Final = frozenset({80877103, 80877104})  # by TLS, by GSS
+_SHORT_QUERY: Final = 1024
 _LENGTH_BYTES: Final = 4
 _MAX_FRAME: Final = 128 * 1024**2
 _CHUNK: Final = 64 * 1024
@@ -44,7 +52,7 @@ class Fault:
         jitter_s: Up to so much longer, at random.
         bytes_per_s: Frames trickle at this pace; 0 is unbounded.
         cut_share: Share of requests that reach the broker, and whose connection is cut when the
-            broker has answered: the client cannot know the outcome.
+            broker has answered: the client cannot know the outcome. Of PostgreSQL: of its commits.
         flip_requests: Share of requests with one wrong bit in their records; likewise
             `flip_answers`. The bit is one that the checksum of a batch covers.
         refuses: New connections are reset.
@@ -75,18 +83,18 @@ class _CutError(Exception):
 
 
 class Proxy:
-    """The relay of one broker; lives in one event loop.
+    """The relay of one broker or database; lives in one event loop.
 
     Args:
-        target_port: Where the broker listens.
+        target: Port where the broker listens, or socket file of a PostgreSQL.
         seed: Of every choice that is left to chance.
 
     Attributes:
         counts: What it has done, by name.
     """
 
-    def __init__(self, target_port: int, seed: int) -> None:
-        self._target_port = target_port
+    def __init__(self, target: int | Path, seed: int) -> None:
+        self._target = target
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self.random = random.Random(seed)
@@ -124,12 +132,16 @@ class Proxy:
             _reset(writer)
             return
         try:
-            upstream = await asyncio.open_connection(HOST, self._target_port, limit=_CHUNK)
+            if isinstance(self._target, Path):
+                upstream = await asyncio.open_unix_connection(self._target, limit=_CHUNK)
+            else:
+                upstream = await asyncio.open_connection(HOST, self._target, limit=_CHUNK)
         except OSError:  # the broker is down
             self.counts["unreachable"] += 1
             _reset(writer)
             return
-        connection = _Connection(self, (reader, writer), upstream)
+        kind = _DatabaseConnection if isinstance(self._target, Path) else _Connection
+        connection = kind(self, (reader, writer), upstream)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -243,6 +255,64 @@ class _Connection:
                 await asyncio.sleep(step / pace)
 
 
+class _DatabaseConnection(_Connection):
+    """One client's connection and ours to a PostgreSQL.
+
+    Source:
+        PostgreSQL manual, "Message Formats": a type (1 byte) and a length (4, itself included) but
+        for the first message, which has no type.
+    """
+
+    _is_doomed = False
+    """Whether a COMMIT is on its way whose answer nobody is to get."""
+
+    async def _requests(self) -> None:
+        client, server = self._client, self._broker[1]
+        proxy = self._proxy
+        await self._start_up()
+        while True:
+            head = await client[0].readexactly(_MESSAGE.size)
+            kind, size = _MESSAGE.unpack(head)
+            rest = size - _LENGTH_BYTES
+            proxy.counts["requests"] += 1
+            if kind == b"Q" and 0 < rest <= _SHORT_QUERY:
+                query = await client[0].readexactly(rest)
+                head, rest = head + query, 0
+                if query.upper().startswith(b"COMMIT"):
+                    proxy.counts["commits"] += 1
+                    self._is_doomed = proxy.random.random() < proxy.fault.cut_share
+            await self._relay(head, rest, client[0], server, 0, flips=False)
+
+    async def _start_up(self) -> None:
+        client, server = self._client, self._broker[1]
+        while True:
+            head = await client[0].readexactly(_STARTUP.size)
+            size, code = _STARTUP.unpack(head)
+            if code not in _WANTS_ENCRYPTION:
+                break
+            client[1].write(b"N")
+        await self._relay(head, size - len(head), client[0], server, 0, flips=False)
+
+    async def _answers(self) -> None:
+        server, client = self._broker[0], self._client[1]
+        proxy = self._proxy
+        while True:
+            head = await server.readexactly(_MESSAGE.size)
+            kind, size = _MESSAGE.unpack(head)
+            rest = size - _LENGTH_BYTES
+            if self._is_doomed and kind == b"C":  # done
+                tag = await server.readexactly(rest)
+                head, rest, self._is_doomed = head + tag, 0, False
+                if tag.startswith(b"COMMIT"):  # or else what failed before was rolled back
+                    proxy.counts["answers_withheld"] += 1
+                    raise _CutError
+            fault = proxy.fault
+            if kind == b"Z" and (fault.latency_s or fault.jitter_s):  # the last one of an exchange
+                proxy.counts["delayed"] += 1
+                await asyncio.sleep(fault.latency_s + fault.jitter_s * proxy.random.random())
+            await self._relay(head, rest, server, client, 0, flips=False)
+
+
 def _reset(writer: asyncio.StreamWriter) -> None:
     raw = writer.get_extra_info("socket")
     with suppress(OSError):  # closed already
@@ -286,17 +356,17 @@ class Network:
     """The relays of all nodes of a cluster, in a thread of their own.
 
     Args:
-        ports: Port of the relay, and of the broker behind it, by node id.
+        ports: Port of the relay, and what is behind it, by node id; see `Proxy`.
         seed: Of every choice that is left to chance.
     """
 
-    def __init__(self, ports: Mapping[int, tuple[int, int]], seed: int) -> None:
+    def __init__(self, ports: Mapping[int, tuple[int, int | Path]], seed: int) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="network")
         self._thread.start()
         self._proxies: dict[int, Proxy] = {}
-        for node, (port, target_port) in ports.items():
-            self._proxies[node] = Proxy(target_port, seed * 31 + node)
+        for node, (port, target) in ports.items():
+            self._proxies[node] = Proxy(target, seed * 31 + node)
             self._call(self._proxies[node].start(port))
 
     def stop(self) -> None:

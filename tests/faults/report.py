@@ -18,6 +18,7 @@ _WORST: Final = {
     "drain_s": "drain, s",
     "exit_s": "exit, s",
     "samples": "commits looked at",
+    "ledger_samples": "tables looked at",
 }
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,9 +16,11 @@ from confluent_kafka import KafkaException
 from tests.e2e.harness import World, wait_for
 from tests.faults.checker import Verdict, check
 from tests.faults.cluster import FaultCluster
+from tests.faults.database import Database
 from tests.faults.journal import Attempt, first_ack_after, read_journals, stalls
 from tests.faults.processes import Child, Sampler
 from tests.faults.reading import search_disks
+from tests.faults.tables import DatabaseAwayError
 
 DRAIN_TIMEOUT_S: Final = 120.0
 LOAD_TIMEOUT_S: Final = 300.0
@@ -91,6 +93,8 @@ class Run:
         self.holes: dict[int, range] = {}
         self.expected_exits: set[int] = {0}
         self.is_checked = False
+        self._stack = ExitStack()
+        self._database: Database | None = None
         self._bites: dict[str, float] = {}
         self._counted_before = self.network.counts()
         self._began_s = time.monotonic()
@@ -102,6 +106,19 @@ class Run:
             extra={"QUARANTINE_DIR": str(folder / "quarantine")},
         )
         self.sampler = Sampler(self.world, self.workers)
+
+    def open_database(self, *, megabytes: int = 0, is_relayed: bool = False) -> Database:
+        """Give this run a database of its own, in which its workers keep a ledger.
+
+        Args:
+            megabytes: Of a file system of its own; 0 for none.
+            is_relayed: Whether the workers find it through its relay.
+        """
+        database = self._stack.enter_context(Database(seed=self.seed, megabytes=megabytes))
+        self._database = database
+        self.world.extra["DATABASE_URL"] = database.relayed_url if is_relayed else database.url
+        self.sampler.look_at_ledger = database.psql.sample
+        return database
 
     def pick(self, quick: T, full: T) -> T:
         """Choose by how long the run may take."""
@@ -202,7 +219,7 @@ class Run:
 
         def holds() -> bool:
             self.watch()
-            with suppress(KafkaException, TimeoutError):  # a broker is down on purpose
+            with suppress(KafkaException, DatabaseAwayError, TimeoutError):  # down on purpose
                 return condition()
             return False
 
@@ -295,6 +312,9 @@ class Run:
             samples=self.sampler.samples if with_samples else (),
             holes=self.holes,
         )
+        if self._database is not None:
+            evidence.tables = self._database.psql.read()
+            evidence.ledger_samples = self.sampler.ledger_samples
         verdict = check(evidence)
         self.figures.update(verdict.counts)
         if attempts:
@@ -332,6 +352,7 @@ class Run:
             for child in (*self.workers, *self.loads):
                 if child.is_running:
                     child.kill()
+            self._stack.close()
         outcome.seconds = time.monotonic() - self._began_s
         self.figures |= {f"bite: {what}": seen for what, seen in self._bites.items()}
         missed = [what for what, seen in self._bites.items() if not seen]

@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -214,3 +215,82 @@ async def test_flips_hit_the_share_and_the_direction_they_are_set_to(
     assert net.served[0] == body
     assert net.served[-1] != body
     assert network.counts()["flipped"] == 2
+
+
+class Database:
+    """Talks as PostgreSQL does, as far as the relay listens: each query is done as it says."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+        self._clients: list[asyncio.StreamWriter] = []
+        self._serving: list[asyncio.Task[None]] = []
+
+    async def close(self) -> None:
+        """End the connections of both sides."""
+        for writer in self._clients:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+        await asyncio.gather(*self._serving)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer until the other side goes."""
+        self._serving.append(asyncio.current_task())  # type: ignore[arg-type]  # there is one
+        with suppress(EOFError, OSError):
+            (size,) = struct.unpack(">i", await reader.readexactly(4))
+            await reader.readexactly(size - 4)
+            writer.write(_message(b"R", struct.pack(">i", 0)) + _message(b"Z", b"I"))
+            while True:
+                _, size = struct.unpack(">ci", await reader.readexactly(5))
+                query = (await reader.readexactly(size - 4)).rstrip(b"\0")
+                self.queries.append(query.decode())
+                answer = _message(b"N", b"notice") + _message(b"C", query + b"\0")
+                writer.write(answer + _message(b"Z", b"I"))
+                await writer.drain()
+        writer.transport.abort()
+
+    async def connect(self, port: int) -> Callable[[str], Awaitable[bytes]]:
+        """Give a function that sends a query and waits for the word that its exchange is over."""
+        reader, writer = await asyncio.open_connection(HOST, port)
+        self._clients.append(writer)
+        writer.write(struct.pack(">ii", 8, 80877103))
+        assert await reader.readexactly(1) == b"N", "no encryption"
+        writer.write(struct.pack(">ii", 8, 196608))
+        await reader.readuntil(_message(b"Z", b"I"))
+
+        async def ask(query: str) -> bytes:
+            writer.write(_message(b"Q", query.encode() + b"\0"))
+            return await reader.readuntil(_message(b"Z", b"I"))
+
+        return ask
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack(">i", len(body) + 4) + body
+
+
+async def test_of_a_database_only_the_answers_of_commits_are_cut(
+    ports: tuple[int, int], tmp_path: Path
+) -> None:
+    """The database has done each, its client gets a cut; other answers come, late if they shall."""
+    port, _ = ports
+    database, socket = Database(), tmp_path / "socket"
+    server = await asyncio.start_unix_server(database.serve, socket)
+    network = Network({1: (port, socket)}, seed=1)
+    try:
+        with network.fault(Fault(cut_share=1.0, latency_s=0.1)):
+            ask = await database.connect(port)
+            began = time.monotonic()
+            answer = await ask("INSERT")
+            assert 0.1 <= time.monotonic() - began < 2
+            assert answer.startswith(_message(b"N", b"notice") + _message(b"C", b"INSERT\0"))
+            with pytest.raises((EOFError, OSError)):
+                await ask("COMMIT;")
+        assert database.queries == ["INSERT", "COMMIT;"]
+        assert b"COMMIT" in await (await database.connect(port))("COMMIT;")
+        counts = network.counts()
+        assert (counts["answers_withheld"], counts["commits"], counts["delayed"]) == (1, 2, 2)
+    finally:
+        network.stop()
+        await database.close()
+        server.close()

@@ -1,6 +1,6 @@
 """Scenarios, a module for each family; `SCENARIOS` has them all."""
 
-from tests.faults.scenarios import brokers, data, kills, machine, planted, soak, wires
+from tests.faults.scenarios import brokers, data, kills, ledger, machine, planted, soak, wires
 from tests.faults.scenarios.registry import SCENARIOS, Scenario
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "brokers",
     "data",
     "kills",
+    "ledger",
     "machine",
     "planted",
     "soak",

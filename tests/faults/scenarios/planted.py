@@ -1,9 +1,9 @@
 """Bugs planted into the consumer: the harness proves that it can fail."""
 
-from tests.faults.scenarios import brokers, data, kills, wires
+from tests.faults.scenarios import brokers, data, kills, ledger, wires
 from tests.faults.scenarios.registry import STUCK, plant
 
-_ = (brokers, data, kills, wires)  # have entered the scenarios that follow
+_ = (brokers, data, kills, ledger, wires)  # have entered the scenarios that follow
 
 plant("commits-first", "kill-at-random", "lost", "ahead")
 plant("commits-unnamed", "kill-at-random", "lost", "ahead")
@@ -18,3 +18,8 @@ plant("no-epoch", "storm", "lost", "doubled", STUCK)
 plant("no-new-producer", "no-leader", STUCK)
 plant("no-origin", "kill-at-random", "invented", "doubled")
 plant("no-window", "sent-twice", "doubled")
+plant("ledger-commits-first", "ledger-storm", "ahead")
+plant("ledger-letters-late", "ledger-storm", "lost", "ahead")
+plant("ledger-offset-first", "ledger-storm", "lost")
+plant("ledger-positions-apart", "ledger-storm", "lost", "doubled", "wrong")
+plant("ledger-unfenced", "ledger-zombie", "lost", "doubled", "wrong")

@@ -1,0 +1,224 @@
+"""What the tables of a ledger have to hold, given what the topic has to come to.
+
+The rules, by number, after those of `checker`:
+
+    5  every booked trade is one row at its place, as it was sent; no id is there twice; the rows of
+       dead letters are the dead letters
+    6  positions equal the oracle exactly, and the positions topic says the same at the end; in any
+       snapshot while it ran they are the fold of the trades in it
+    7  the offsets are the ends of the topic; Kafka's commits are never ahead of them
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Final
+
+from tests.faults.oracle import Expected, Fate, Model, Place
+from tests.faults.tables import LedgerSample, PositionRow, Sums, Tables, TradeRow
+
+_CONFLICT: Final = "version-conflict"
+Blame = tuple[int, str, str]
+"""Rule, kind, and what it is."""
+
+
+def check_tables(
+    tables: Tables,
+    samples: Sequence[LedgerSample],
+    *,
+    expected: Expected,
+    reasons: Mapping[Place, str],
+    ends: Mapping[int, int],
+    committed: Mapping[int, int],
+) -> Iterator[Blame]:
+    """Find what is wrong.
+
+    Args:
+        tables: The ledger at the end.
+        samples: The ledger while it ran, in the order of time.
+        expected: What the topic has to come to.
+        reasons: Of the dead letters in their topic, by the place of what they were.
+        ends: Of the source topic.
+        committed: Kafka's commits at the end.
+    """
+    yield from _trades(tables, expected)
+    yield from _letters(tables, expected, reasons)
+    yield from _positions(tables, expected)
+    yield from _offsets(tables, ends, committed)
+    yield from _commits(samples)
+    yield from _snapshots(samples, expected)
+
+
+# -- rule 5
+
+
+def _trades(tables: Tables, expected: Expected) -> Iterator[Blame]:
+    known_places = {place: event["trade_id"] for place, event in expected.events.items()}
+    booked_ids = set(known_places.values())
+    found = set()
+    for row in tables.trades:
+        found.add(row.place)
+        event = expected.events.get(row.place)
+        if event is None:
+            kind = "doubled" if row.trade_id in booked_ids else "invented"
+            yield 5, kind, f"row of {row.trade_id} at {row.place}"
+        elif problem := _row_differs(row, event):
+            yield 5, "damaged", f"row of {row.trade_id} at {row.place}: {problem}"
+    for place in sorted(known_places.keys() - found):
+        yield 5, "lost", f"no row of {known_places[place]} at {place}"
+    for trade_id, count in Counter(row.trade_id for row in tables.trades).items():
+        if count > 1:
+            yield 5, "doubled", f"{trade_id} has {count} rows"
+    ids = {(trade_id, place) for place, trade_id in known_places.items()}
+    for trade_id, place in sorted(ids ^ set(tables.ids)):
+        kind = "lost" if (trade_id, place) in ids else "invented"
+        yield 5, kind, f"id {trade_id} of {place}"
+    if len(tables.ids) != len({trade_id for trade_id, _ in tables.ids}):
+        yield 5, "doubled", "trade ids"
+
+
+def _row_differs(row: TradeRow, event: Mapping[str, Any]) -> str:
+    is_equal = {
+        "trade_id": row.trade_id == event["trade_id"],
+        "book": row.book == event.get("book", ""),
+        "symbol": row.symbol == event["symbol"],
+        "side": row.side == event["side"],
+        "price": row.price == Fraction(event["price"]),
+        "quantity": row.quantity == Fraction(event["quantity"]),
+    }
+    return _unequal(is_equal)
+
+
+def _letters(tables: Tables, expected: Expected, reasons: Mapping[Place, str]) -> Iterator[Blame]:
+    refused = {place for place, fate in expected.fates.items() if fate is Fate.DEAD_LETTERED}
+    for place in sorted(refused - tables.letters.keys()):
+        yield 5, "lost", f"no row of the dead letter {place}"
+    for place, reason in sorted(tables.letters.items()):
+        if place not in refused:
+            yield 5, "invented", f"row of a dead letter {place}"
+        elif (reason == _CONFLICT) != (place in expected.conflicts) or reason != reasons.get(place):
+            yield 5, "damaged", f"row of the dead letter {place} says {reason}"
+
+
+# -- rule 6
+
+
+def _positions(tables: Tables, expected: Expected) -> Iterator[Blame]:
+    rows = {row.key: row for row in tables.positions}
+    if len(rows) != len(tables.positions):
+        yield 6, "doubled", "a key of the positions in several partitions"
+    yield from _compared(rows, expected.models, "at the end")
+
+
+def _compared(
+    rows: Mapping[str, PositionRow], models: Mapping[str, Model], when: str
+) -> Iterator[Blame]:
+    for key in sorted(rows.keys() - models.keys()):
+        yield 6, "invented", f"position {key} in the table {when}"
+    for key, model in sorted(models.items()):
+        row = rows.get(key)
+        if row is None:
+            yield 6, "lost", f"position {key} with {model.trades} trades is not in the table {when}"
+        elif row.trades != model.trades:
+            kind = "lost" if row.trades < model.trades else "doubled"
+            what = f"position {key} in the table has {row.trades} of {model.trades} trades {when}"
+            yield 6, kind, what
+        elif problem := _row_unlike(row, model):
+            yield 6, "wrong", f"position {key} in the table {when}: {problem}"
+
+
+def _row_unlike(row: PositionRow, model: Model) -> str:
+    is_equal = {
+        "quantity": row.quantity == model.quantity,
+        "cost": row.cost == model.cost,
+        "realized": row.realized == model.realized,
+        "mark": row.mark == model.mark,
+        "source": row.place == model.last,
+    }
+    return _unequal(is_equal)
+
+
+def topic_differs(row: PositionRow, state: Mapping[str, Any]) -> str:
+    """Say in what a position of the table and of the topic differ."""
+    source = state["source"]
+    is_equal = {
+        "quantity": row.quantity == Fraction(state.get("quantity", "0")),
+        "realized": row.realized == Fraction(state.get("realized_pnl", "0")),
+        "unrealized": row.quantity * row.mark - row.cost
+        == Fraction(state.get("unrealized_pnl", "0")),
+        "mark": row.mark == Fraction(state.get("mark", "0")),
+        "trades": row.trades == int(state["trade_count"]),
+        "source": row.place == (int(source["partition"]), int(source["offset"])),
+    }
+    return _unequal(is_equal)
+
+
+def _unequal(is_equal: Mapping[str, bool]) -> str:
+    return ", ".join(name for name, equal in is_equal.items() if not equal)
+
+
+def _snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[Blame]:
+    booked: dict[int, list[Place]] = defaultdict(list)
+    for place in sorted(expected.events):
+        booked[place[0]].append(place)
+    for sample in samples:
+        if sample.ids != (rows := sum(sums.count for sums in sample.sums.values())):
+            yield 6, "wrong", f"while it ran, {sample.ids} ids of {rows} trades"
+    for partition in sorted({number for sample in samples for number in sample.next_offsets}):
+        yield from _snapshots_of(partition, booked[partition], samples, expected)
+
+
+def _snapshots_of(
+    partition: int, booked: Sequence[Place], samples: Sequence[LedgerSample], expected: Expected
+) -> Iterator[Blame]:
+    """Fold the trades of one partition once, and stop at the offset of each snapshot."""
+    models: dict[str, Model] = defaultdict(Model)
+    sums = Sums()
+    reached = index = 0
+    for sample in samples:
+        next_offset = sample.next_offsets.get(partition, 0)
+        if next_offset < reached:
+            yield 7, "wrong", f"offset {next_offset} of {partition} after {reached}"
+            continue
+        reached = next_offset
+        while index < len(booked) and booked[index][1] < next_offset:
+            place = booked[index]
+            event = expected.events[place]
+            models[expected.keys[place]].book(place, event)
+            notional = Fraction(event["price"]) * Fraction(event["quantity"])
+            sums = sums.and_one(place[1], notional)
+            index += 1
+        when = f"while it ran, at offset {next_offset} of {partition}"
+        if (found := sample.sums.get(partition, Sums())) != sums:
+            kind = "lost" if found.count < sums.count else "doubled"
+            yield 6, kind, f"{found.count} of {sums.count} trades {when}"
+        rows = {row.key: row for row in sample.positions if row.place[0] == partition}
+        yield from _compared(rows, models, when)
+
+
+# -- rule 7
+
+
+def _offsets(
+    tables: Tables, ends: Mapping[int, int], committed: Mapping[int, int]
+) -> Iterator[Blame]:
+    for partition, end in ends.items():
+        held = tables.next_offsets.get(partition, 0)
+        if held != end:
+            kind = "lost" if held < end else "invented"
+            yield 7, kind, f"the table is at {held} of {partition}, which ends at {end}"
+        if committed.get(partition, 0) > held:
+            yield (
+                7,
+                "ahead",
+                f"commit {committed[partition]} of {partition}, the table is at {held}",
+            )
+
+
+def _commits(samples: Sequence[LedgerSample]) -> Iterator[Blame]:
+    for sample in samples:
+        for partition, committed in sample.committed.items():
+            held = sample.next_offsets.get(partition, 0)
+            if committed > held:
+                what = f"commit {committed} of {partition}, the table was at {held}"
+                yield 7, "ahead", f"while it ran, {what}"

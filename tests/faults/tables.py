@@ -1,0 +1,204 @@
+"""What the ledger's tables hold, read with PostgreSQL's own `psql`, which the product does not use.
+
+Nothing here shares code with the product. Everything of one look comes from one snapshot.
+"""
+
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+from tests.faults.oracle import Place
+
+_TIMEOUT_S: Final = 60.0
+_LOOK_TIMEOUT_S: Final = 5.0
+_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
+_OFFSETS: Final = "SELECT 'offset', source_partition, next_offset FROM source_partitions;"
+_POSITIONS: Final = """
+SELECT 'position', source_partition, source_offset, key, quantity, open_cost, realized, mark,
+    trade_count FROM positions;
+"""
+_SUMS: Final = """
+SELECT 'sums', source_partition, count(*), sum(source_offset),
+    sum(source_offset::numeric * source_offset), sum(price * quantity) FROM trades GROUP BY 2;
+SELECT 'ids', count(*) FROM trade_versions;
+"""
+_ROWS: Final = """
+SELECT 'trade', source_partition, source_offset, trade_id, coalesce(book, ''), symbol, side, price,
+    quantity FROM trades;
+SELECT 'id', source_partition, source_offset, trade_id FROM trade_versions;
+SELECT 'letter', source_partition, source_offset, reason FROM dead_letters;
+"""
+
+
+class DatabaseAwayError(Exception):
+    """The database gave no answer; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TradeRow:
+    """A row of `trades`."""
+
+    place: Place
+    trade_id: str
+    book: str
+    symbol: str
+    side: str
+    price: Fraction
+    quantity: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class PositionRow:
+    """A row of `positions`."""
+
+    place: Place
+    key: str
+    quantity: Fraction
+    cost: Fraction
+    realized: Fraction
+    mark: Fraction
+    trades: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What tells the rows of `trades` of one partition from others: they are not read again."""
+
+    count: int = 0
+    offsets: int = 0
+    squares: int = 0
+    notional: Fraction = Fraction(0)
+
+    def and_one(self, offset: int, notional: Fraction) -> "Sums":
+        """Give the sums with one row more."""
+        return Sums(
+            self.count + 1,
+            self.offsets + offset,
+            self.squares + offset * offset,
+            self.notional + notional,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSample:
+    """The ledger at one moment.
+
+    Attributes:
+        committed: Kafka's commits of the group, a moment earlier.
+        next_offsets: By partition; 0 for none.
+        sums: Of the trades, by partition.
+        ids: Number of trade ids.
+    """
+
+    at_ns: int
+    committed: Mapping[int, int]
+    next_offsets: Mapping[int, int]
+    positions: Sequence[PositionRow]
+    sums: Mapping[int, Sums]
+    ids: int
+
+
+@dataclass(kw_only=True)
+class Tables:
+    """Everything in the ledger at the end."""
+
+    next_offsets: dict[int, int] = field(default_factory=dict)
+    positions: list[PositionRow] = field(default_factory=list)
+    trades: list[TradeRow] = field(default_factory=list)
+    ids: list[tuple[str, Place]] = field(default_factory=list)
+    letters: dict[Place, str] = field(default_factory=dict)
+
+
+class Psql:
+    """Asks one database.
+
+    Args:
+        program: Where `psql` is.
+        url: Of the database.
+    """
+
+    def __init__(self, program: Path, url: str) -> None:
+        self._command = [str(program), "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1"]
+        self._command += ["-d", url]
+
+    def ask(self, statements: str, *, timeout_s: float = _TIMEOUT_S) -> list[list[str]]:
+        """Run statements; give the cells of every row.
+
+        Raises:
+            DatabaseAwayError: There was an error, or no answer in time.
+        """
+        try:
+            done = subprocess.run(
+                self._command, input=statements, capture_output=True, text=True,
+                timeout=timeout_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as exc:
+            raise DatabaseAwayError(str(exc)) from exc
+        if done.returncode:
+            raise DatabaseAwayError(done.stderr.strip())
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+    def sample(self, committed: Mapping[int, int]) -> LedgerSample:
+        """Look at offsets and positions, and at the sums of the trades, all of one moment.
+
+        Args:
+            committed: Kafka's commits, asked for before.
+
+        Raises:
+            DatabaseAwayError: See `ask`.
+        """
+        rows = _by_kind(
+            self.ask(f"{_SNAPSHOT}{_OFFSETS}{_POSITIONS}{_SUMS}COMMIT;", timeout_s=_LOOK_TIMEOUT_S)
+        )
+        return LedgerSample(
+            time.monotonic_ns(),
+            committed,
+            {int(number): int(offset or 0) for number, offset in rows["offset"]},
+            [_position(row) for row in rows["position"]],
+            {
+                int(number): Sums(int(count), int(offsets), int(squares), Fraction(notional))
+                for number, count, offsets, squares, notional in rows["sums"]
+            },
+            int(rows["ids"][0][0]),
+        )
+
+    def read(self) -> Tables:
+        """Read the tables whole.
+
+        Raises:
+            DatabaseAwayError: See `ask`.
+        """
+        rows = _by_kind(self.ask(f"{_SNAPSHOT}{_OFFSETS}{_POSITIONS}{_ROWS}COMMIT;"))
+        return Tables(
+            next_offsets={int(number): int(offset or 0) for number, offset in rows["offset"]},
+            positions=[_position(row) for row in rows["position"]],
+            trades=[_trade(row) for row in rows["trade"]],
+            ids=[(row[2], _place(row)) for row in rows["id"]],
+            letters={_place(row): row[2] for row in rows["letter"]},
+        )
+
+
+def _by_kind(rows: Iterable[list[str]]) -> dict[str, list[list[str]]]:
+    kinds: dict[str, list[list[str]]] = defaultdict(list)
+    for kind, *cells in rows:
+        kinds[kind].append(cells)
+    return kinds
+
+
+def _place(row: Sequence[str]) -> Place:
+    return int(row[0]), int(row[1])
+
+
+def _trade(row: Sequence[str]) -> TradeRow:
+    trade_id, book, symbol, side, price, quantity = row[2:]
+    return TradeRow(_place(row), trade_id, book, symbol, side, Fraction(price), Fraction(quantity))
+
+
+def _position(row: Sequence[str]) -> PositionRow:
+    quantity, cost, realized, mark = map(Fraction, row[3:7])
+    return PositionRow(_place(row), row[2], quantity, cost, realized, mark, int(row[7]))
