@@ -59,7 +59,7 @@ class Database:
             stack.callback(self._server.stop)
             self._server.start(timeout_s=_START_TIMEOUT_S)
             asyncio.run(migrate_database(self._server.url))
-            self.psql = Psql(self._server.psql, self._server.url)
+            self.psql = Psql(self._server.program("psql"), self._server.url)
             (self._port,) = pick_ports(1)
             (socket_dir,) = parse_qs(urlsplit(self._server.url).query)["host"]
             self.network = Network({1: (self._port, Path(socket_dir) / SOCKET)}, self._seed)
@@ -98,7 +98,7 @@ class Database:
 
     def terminate_one(self) -> int:
         """End one of the product's connections by chance; give how many were ended."""
-        return len(self.program("psql").ask(_TERMINATE_ONE))
+        return len(self.psql.ask(_TERMINATE_ONE))
 
     def said(self, words: str) -> int:
         """Count some words in what it has said, in this life and the one before."""
