@@ -132,6 +132,7 @@ def test_readme_commands_are_all_known() -> None:
         "pip",
         "python",
         "HIGH_VOLUME=true",
+        "DATABASE_URL=embedded",
         "docker",
         "docker-compose",
         "trade-stream",

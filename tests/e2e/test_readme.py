@@ -23,15 +23,24 @@ NOT_RUN = ("docker", "docker-compose")
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Iterator[Path]:
+def checkout(open_dir: Path) -> Iterator[Path]:
     """A copy of the project with files to replay, so that nothing of the developer's is touched."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 9092)) == 0:
             pytest.skip("something listens on port 9092, which the README's commands use")
-    copy = tmp_path / "trade-stream"
+    copy = open_dir / "trade-stream"
     ignore = shutil.ignore_patterns(".git", ".trade-stream", ".venv", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=ignore)
-    with gzip.open(copy / "prints.csv.gz", "wt", newline="") as file:
+    _write_prints(copy)
+    yield copy
+    for command in (["db", "stop"], ["broker", "purge", "--yes", "--force"]):
+        subprocess.run(
+            [sys.executable, "-m", "app", *command], cwd=copy, check=False, capture_output=True
+        )
+
+
+def _write_prints(folder: Path) -> None:
+    with gzip.open(folder / "prints.csv.gz", "wt", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["DT", "SYMBOL", "PRICE", "SIZE"])
         rows.writerows([["2026-03-02 09:30:00.5", "ABC", "10.25", n] for n in range(1, 21)])
@@ -39,12 +48,7 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
         {"s": "BTC", "p": "60000.5", "q": "2", "T": 1772443800000 + n, "t": n, "m": n % 2 == 0}
         for n in range(20)
     ]
-    (copy / "prints.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prints))
-    yield copy
-    subprocess.run(
-        [sys.executable, "-m", "app", "broker", "purge", "--yes", "--force"],
-        cwd=copy, check=False, capture_output=True,
-    )  # fmt: skip
+    (folder / "prints.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prints))
 
 
 def _translated(command: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -91,4 +95,5 @@ def test_readme_commands_do_what_they_say(checkout: Path) -> None:
         printed += done.stdout
     assert "It adds up: 100,000 produced" in printed
     assert "published 100,000 trades" in printed
+    assert "The ledger has 100,000 trades" in printed
     assert "stopped" in printed
