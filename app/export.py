@@ -162,22 +162,27 @@ class _ParquetSheet:
         self._columns = columns
         self._schema = pa.schema([(column.name, _arrow_type(pa, column)) for column in columns])
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
-        self._rows: list[Row] = []
+        self._batches: list[Any] = []  # a small part of what the same rows take as objects
+        self._count = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        self._rows += rows
-        if len(self._rows) >= _ROWS_A_GROUP:
-            self._write()
+        self._batches.append(self._batch(rows))
+        self._count += len(rows)
+        if self._count >= _ROWS_A_GROUP:
+            self.flush()
 
     def flush(self) -> None:
-        if self._rows:
-            self._write()
+        if self._count:
+            table = self._pa.Table.from_batches(self._batches, self._schema)
+            self._writer.write_table(table, row_group_size=self._count)
+        self._batches = []
+        self._count = 0
 
     def close(self) -> None:
         self._writer.close()
 
-    def _write(self) -> None:
-        pa, rows = self._pa, self._rows
+    def _batch(self, rows: Sequence[Row]) -> Any:  # noqa: ANN401 - pyarrow has no types
+        pa = self._pa
         arrays = []
         for column, kind in zip(self._columns, self._schema.types, strict=True):
             try:
@@ -187,8 +192,7 @@ class _ParquetSheet:
                     f"{column.name}: an amount has more digits than a decimal128"
                     f"({column.digits}, {column.scale}) holds; a .csv file takes it"
                 ) from exc
-        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
-        self._rows = []
+        return pa.record_batch(arrays, schema=self._schema)
 
 
 def _arrow_type(pa: Any, column: Column) -> Any:  # noqa: ANN401 - pyarrow has no types
