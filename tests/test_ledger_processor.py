@@ -12,7 +12,7 @@ from app.ledger_codec import position_line, read_fills
 from app.ledger_processor import LedgerProcessor
 from app.memory_io import MemoryDatabase, MemoryLedger
 from app.models import Fate, Position
-from app.ports import LedgerWrite, RecordBatch
+from app.ports import Ledger, LedgerWrite, RecordBatch
 from app.services import BatchResult
 from tests.test_services import StoredRecord
 
@@ -33,21 +33,27 @@ def event(trade_id: str, quantity: int, price: str = "10", **more: Any) -> bytes
 
 
 class Desk:
-    """A processor with a ledger in memory, which it is told of as the loop would tell it."""
+    """A processor with a ledger, which it is told of as the loop would tell it.
 
-    def __init__(self) -> None:
+    Args:
+        ledger: Where it stores; one in memory without.
+        next_offset: What the ledger has.
+    """
+
+    def __init__(self, ledger: Ledger | None = None, *, next_offset: int = 0) -> None:
         self.database = MemoryDatabase()
-        self.ledger = MemoryLedger(self.database)
+        self.ledger: Ledger = ledger or MemoryLedger(self.database)
         self.processor = LedgerProcessor()
-        self.next_offset = 0
-        self.results: list[BatchResult] = []
+        self.next_offset = next_offset
+        self._is_claimed = False
 
     async def process(self, *values: bytes) -> BatchResult:
         """Process values as one batch, and store what it leaves."""
         start = self.next_offset
         records = [StoredRecord(start + n, value) for n, value in enumerate(values)]
         batch = RecordBatch.of(0, 1, records, start + len(values))
-        if not start:
+        if not self._is_claimed:
+            self._is_claimed = True
             await self.ledger.claim(0)
         events = read_plain(batch.values)
         for key in self.processor.missing_histories(batch, events):
@@ -72,9 +78,9 @@ class Desk:
         self.next_offset = batch.next_offset
         return result
 
-    def restart(self) -> None:
-        """Forget everything but the ledger."""
-        self.processor = LedgerProcessor([self.position])
+    def restart(self, positions: Sequence[Position] | None = None) -> None:
+        """Forget everything but the positions that the ledger has."""
+        self.processor = LedgerProcessor([self.position] if positions is None else positions)
 
     @property
     def position(self) -> Position:
