@@ -39,6 +39,7 @@ _CHUNK: Final = 500
 _COLUMNS: Final = tuple(name for name, _ in TRADE_COLUMNS if name != "appended_at")
 _MASK: Final = 2**64
 _NOTHING: Final = (0, 0)
+_BEFORE: Final = "before the first record of the ledger"
 
 
 class Kind(StrEnum):
@@ -226,6 +227,7 @@ class Reconciler:
         self._reader = reader
         self._settings = settings
         self._ledger = ledger
+        self._begins: dict[int, int] = {}
         self._booked_to: dict[int, int] = {}
 
     async def run(self, *, repair: bool = False) -> Reconciliation:
@@ -258,7 +260,10 @@ class Reconciler:
         other = topic
         if self._ledger is not None:
             other = await self._ledger.ranges()
+            self._begins = {number: first for number, (first, _) in other.items()}
             self._booked_to = {number: end for number, (_, end) in other.items()}
+            # From where the copy begins: what the ledger has re-keyed leaves nothing at its place.
+            other = {number: (0, end) for number, (_, end) in other.items()}
         bounds = []
         for partition, (begins, goes_on) in sorted((await self._copy.progress()).items()):
             first, end = other.get(partition, (goes_on, goes_on))
@@ -335,8 +340,11 @@ class Reconciler:
         refused = await self._copy.refused(partition, start, end)
         found.refused += len(refused)
         for offset in sorted(refused.keys() | letters.keys()):
-            why, said = refused.get(offset), letters.get(offset)
+            why, (said, _) = refused.get(offset), letters.get(offset, (None, ""))
             if why == said or (why is None and offset in others):
+                continue
+            if said is None and offset < self._begins[partition]:
+                found.explained[_BEFORE] += 1
                 continue
             kind = Kind.MISSING if why is None else Kind.DIFFERENT
             detail = f"refused as {why}, the ledger has dead-lettered it as {said}"
@@ -363,12 +371,17 @@ class Reconciler:
         ledger: LedgerDigests,
         partition: int,
         others: Mapping[int, tuple[str, int]],
-        letters: Mapping[int, str],
+        letters: Mapping[int, tuple[str, str]],
     ) -> None:
         """Find out why rows are in the copy and not booked at their place."""
         dead = others.keys() & letters.keys()
-        if dead:
-            found.explained["dead-lettered"] += len(dead)
+        for offset in sorted(dead):
+            reason, kind = letters[offset]
+            if kind == "business":  # not by what it says, but by what was there before
+                found.explained["dead-lettered"] += 1
+            else:
+                detail = f"the ledger has refused it as {reason}"
+                found.differences.append(Difference(partition, offset, Kind.SURPLUS, detail))
         rest = {offset: trade_id for offset, (trade_id, _) in others.items() if offset not in dead}
         booked = await _asked(ledger.booked, sorted(set(rest.values())))
         known = [offset for offset, trade_id in rest.items() if trade_id in booked]
@@ -379,7 +392,10 @@ class Reconciler:
         for offset, trade_id in sorted(rest.items()):
             if trade_id in booked:
                 continue
-            if why := moved.get((trade_id, partition, offset)):
+            why = moved.get((trade_id, partition, offset))
+            if why is None and offset < self._begins[partition]:
+                why = _BEFORE
+            if why is not None:
                 found.explained[why] += 1
                 continue
             detail = f"trade {trade_id} is in the copy, and the ledger does not know it"

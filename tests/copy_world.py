@@ -85,7 +85,7 @@ class LossyStore:
 
     async def write(self, blocks: Sequence[CopyBlock], firsts: Mapping[int, int]) -> None:
         """Write all, some, in other pieces, or twice, and answer or not."""
-        self._maybe_lose(0.15)
+        self._maybe_lose(0.3)
         fate = self._draw.random()
         if fate < 0.2:  # some pieces of it, without an answer
             for block in blocks[: self._draw.randrange(len(blocks)) + 1]:
@@ -96,7 +96,7 @@ class LossyStore:
         await self._store.write(blocks, firsts)
         if fate < 0.5:
             await self._store.write(blocks[::-1], firsts)
-        self._maybe_lose(0.25)
+        self._maybe_lose(0.4)
 
     def _maybe_lose(self, chance: float) -> None:
         if self._draw.random() < chance:

@@ -34,7 +34,7 @@ SELECT source_offset + 1, next FROM (
 _BOOKED: Final = """
 SELECT DISTINCT trade_id FROM trades WHERE trade_id = ANY($1::text[])
 """
-_LETTERS: Final = f"SELECT source_offset, reason FROM dead_letters WHERE {_PLACE}"  # noqa: S608 - likewise
+_LETTERS: Final = f"SELECT source_offset, reason, kind FROM dead_letters WHERE {_PLACE}"  # noqa: S608 - likewise
 
 Digest = tuple[int, int]
 
@@ -69,9 +69,12 @@ class LedgerDigests:
         """Give those of some trades that are booked, wherever."""
         return {row[0] for row in await self._fetch(_BOOKED, list(trade_ids))}
 
-    async def dead_letters(self, partition: int, start: int, end: int) -> dict[int, str]:
-        """Give the reason of each record that was dead-lettered, by offset."""
-        return dict(await self._fetch(_LETTERS, partition, start, end))
+    async def dead_letters(
+        self, partition: int, start: int, end: int
+    ) -> dict[int, tuple[str, str]]:
+        """Give reason and kind of each record that was dead-lettered, by offset."""
+        rows = await self._fetch(_LETTERS, partition, start, end)
+        return {offset: (reason, kind) for offset, reason, kind in rows}
 
     async def _fetch(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
         try:
