@@ -265,7 +265,13 @@ class Reconciler:
             # From where the copy begins: what the ledger has re-keyed leaves nothing at its place.
             other = {number: (0, end) for number, (_, end) in other.items()}
         bounds = []
-        for partition, (begins, goes_on) in sorted((await self._copy.progress()).items()):
+        progress = await self._copy.progress()
+        for partition, (first, end) in sorted(other.items()):
+            if partition not in progress and end > first:
+                result.unrepaired.append(
+                    f"partition {partition} is not copied: run `copy clickhouse`"
+                )
+        for partition, (begins, goes_on) in sorted(progress.items()):
             first, end = other.get(partition, (goes_on, goes_on))
             if self._ledger is None and goes_on > end:
                 result.unrepaired.append(

@@ -138,6 +138,16 @@ async def test_a_topic_that_ends_before_the_copy_is_no_equal(world: CopyWorld) -
     assert "another one" in result.to_text()
 
 
+async def test_a_copy_of_nothing_is_no_equal(copy: ClickHouseCopy) -> None:
+    """Where nothing was copied, nothing was compared, and that is not what was asked."""
+    world = CopyWorld(copy, partitions=2)
+    assert (await reconciler(world).run()).is_equal
+    world.broker.append(TOPIC, event("A"), partition=1)
+    result = await reconciler(world).run()
+    assert not result.is_equal
+    assert "partition 1 is not copied" in result.to_text()
+
+
 # -- with a ledger
 
 
