@@ -89,7 +89,7 @@ def oracle(values: Sequence[bytes | None]) -> tuple[list[Row], list[Row]]:
     """Give rows and refusals by the rules alone, one record after the other."""
     rows, refusals = [], []
     for offset, value in enumerate(values):
-        place = {"source_partition": 3, "source_offset": offset}
+        place: Row = {"source_partition": 3, "source_offset": offset}
         appended = {"appended_at": 1_790_000_000_000 + offset}
         try:
             event, is_plain, _ = decode_event(value)

@@ -210,7 +210,7 @@ async def _drop_database(open_it: OpenCopy) -> None:
     from app.stores import clickhouse  # noqa: PLC0415 - its inside is what is changed
 
     prepare = clickhouse._prepare
-    clickhouse._prepare = lambda client, *_, **__: drop(client)  # type: ignore[assignment, return-value]
+    clickhouse._prepare = lambda client, *_, **__: drop(client)  # type: ignore[assignment]
     try:
         async with open_it():
             pass
