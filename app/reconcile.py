@@ -8,6 +8,7 @@ A ledger holds booked trades only, so of the copy the rows at other places are t
 each of them has to be explained: dead-lettered, or of a trade that is booked at another place.
 """
 
+import asyncio
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -431,8 +432,9 @@ class Reconciler:
         self, found: _Found, partition: int, copied: _Side, there: _Side, start: int, end: int
     ) -> int:
         """Compare two sides from whole ranges down to rows; give the rows of the copy."""
-        have = await copied.digests(start, end, size=_RANGE)
-        want = await there.digests(start, end, size=_RANGE)
+        have, want = await asyncio.gather(
+            copied.digests(start, end, size=_RANGE), there.digests(start, end, size=_RANGE)
+        )
         found.ranges += len(have.keys() | want.keys())
         for number in _differing(have, want):
             low, high = max(number * _RANGE, start), min((number + 1) * _RANGE, end)

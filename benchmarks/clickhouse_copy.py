@@ -78,7 +78,7 @@ class Backlog:
     def __init__(self, batches: Sequence[RecordBatch]) -> None:
         self._batches = batches
         self._next = 0
-        self._is_paused = False
+        self._is_paused = True  # until it is sought
         self.end = batches[-1].next_offset
 
     async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
@@ -115,14 +115,15 @@ class Backlog:
     def wake(self) -> None:
         """It never waits for long."""
 
-    def seek(self, partition: int, offset: int) -> None:
+    def seek(self, *_: int) -> None:
         """Begin where it begins."""
+        self._is_paused = False
 
-    async def stored_bytes(self, partition: int, offset: int) -> bytes:
+    async def stored_bytes(self, *_: int) -> bytes:
         """Nobody asks."""
         raise NotImplementedError
 
-    async def committed(self, partitions: Collection[int]) -> dict[int, int | None]:
+    async def committed(self, _: Collection[int]) -> dict[int, int | None]:
         """Nobody asks."""
         raise NotImplementedError
 
