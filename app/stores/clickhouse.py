@@ -34,6 +34,8 @@ T = TypeVar("T")
 DATABASE: Final = "trade_stream"
 _CONNECT_TIMEOUT_S: Final = 10
 _ANSWER_TIMEOUT_S: Final = 60
+_CLOSE_TIMEOUT_S: Final = 2.0
+"""A call that still hangs then is left behind: the whole stop has a bound."""
 _HTTP_PORT: Final = 8123
 _HTTPS_PORT: Final = 8443
 _MAX_QUERY_BYTES: Final = 16 * 1024 * 1024
@@ -361,7 +363,7 @@ async def open_copy(
                 yield ClickHouseCopy(client, worker, copy_id)
             finally:
                 closing = asyncio.ensure_future(worker.run(client.close))
-                await asyncio.wait([closing], timeout=_CONNECT_TIMEOUT_S)
+                await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT_S)
         finally:
             worker.end()
 
