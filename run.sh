@@ -9,6 +9,7 @@
 #   ./run.sh faults   kill, cut and fill what can be, and prove that nothing is lost; --list, --quick
 #   ./run.sh fuzz     hostile inputs by the million (--runs, --seconds, --seed; --money for fills)
 #   ./run.sh oracles  our PnL beside that of other people's libraries, which are installed for it
+#   ./run.sh clickhouse  install ClickHouse's client and engine (900 MB); `test` then tries the copy too
 #   ./run.sh …        anything else is a command of trade-stream; ./run.sh --help lists them
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -85,6 +86,10 @@ faults) exec .venv/bin/python -m tests.faults "$@" ;;
 oracles)
     install requirements/oracles.txt
     .venv/bin/python -m pytest tests/test_pnl_oracles.py "$@"
+    ;;
+clickhouse)
+    install requirements/clickhouse.txt
+    echo "installed; the tests of the copy: ./run.sh test tests/clickhouse tests/e2e/test_clickhouse.py"
     ;;
 fuzz)
     (install requirements/fuzz.txt) || echo "going on without it" >&2

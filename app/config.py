@@ -26,7 +26,7 @@ from app.errors import ConfigError
 
 HIGH_VOLUME_COUNT: Final = 100_000
 _TOPIC_PATTERN: Final = r"^[A-Za-z0-9._-]{1,249}$"
-_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION", "HEALTH_", "DATABASE_")
+_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION", "HEALTH_", "DATABASE_", "CLICKHOUSE_")
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _LARGEST_PORT: Final = 65_535
 EMBEDDED_DATABASE: Final = "embedded"
@@ -34,6 +34,13 @@ _DATABASE_SERVER: Final = re.compile(r"([\w.%-]+|\[[0-9A-Fa-f:.]+\])?(:\d{1,5})?
 _DATABASE_FORM: Final = (
     "must be `embedded` or postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
     " with / ? # @ : [ ] % of a password written as %2F %3F %23 %40 %3A %5B %5D %25"
+)
+EMBEDDED_CLICKHOUSE: Final = "embedded"
+_CLICKHOUSE_SCHEMES: Final = frozenset({"clickhouse", "clickhouses", "http", "https"})
+_CLICKHOUSE_FORM: Final = (
+    "must be `embedded` or clickhouse://USER:PASSWORD@HOST:PORT/DATABASE, with the HTTP port"
+    " (clickhouses:// for TLS), with / ? # @ : [ ] % of a password written as"
+    " %2F %3F %23 %40 %3A %5B %5D %25"
 )
 
 
@@ -63,6 +70,28 @@ def _database(secret: SecretStr) -> SecretStr:
         or fragment
     ):
         raise ValueError(_DATABASE_FORM)
+    return SecretStr(text)
+
+
+def _clickhouse(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value().strip()
+    if text == EMBEDDED_CLICKHOUSE:
+        return SecretStr(text)
+    try:
+        scheme, netloc, path, query, fragment = urlsplit(text)
+    except ValueError:  # says what it has read, which may be of the password
+        raise ValueError(_CLICKHOUSE_FORM) from None
+    server = netloc.rpartition("@")[2]
+    if (
+        scheme not in _CLICKHOUSE_SCHEMES
+        or not text.startswith(f"{scheme}://")
+        or not server.partition(":")[0]
+        or not _DATABASE_SERVER.fullmatch(server)
+        or not re.fullmatch(r"/?\w*", path, re.ASCII)
+        or query
+        or fragment
+    ):
+        raise ValueError(_CLICKHOUSE_FORM)
     return SecretStr(text)
 
 
@@ -147,6 +176,13 @@ class Settings(BaseModel):
     database_url: Annotated[SecretStr, AfterValidator(_database)] | None = Field(
         default=None,
         description="PostgreSQL of the ledger: `postgresql://…`, or `embedded`. No ledger without.",
+    )
+    clickhouse_url: Annotated[SecretStr, AfterValidator(_clickhouse)] | None = Field(
+        default=None,
+        description="ClickHouse of the analytics copy: `clickhouse://…`, or `embedded`.",
+    )
+    clickhouse_group_id: Annotated[str, Field(min_length=1, max_length=249)] = Field(
+        default="clickhouse-copy", description="Consumer group of the analytics copy alone."
     )
     high_volume: bool = Field(
         default=False, description=f"Publish {HIGH_VOLUME_COUNT:,} trades as fast as possible."
@@ -270,6 +306,8 @@ class Settings(BaseModel):
         topics = {self.kafka_topic, self.dlq_topic, self.positions_topic}
         if len(topics) != 3:  # noqa: PLR2004 - the three of them
             problems.append("KAFKA_TOPIC, DLQ_TOPIC and POSITIONS_TOPIC must be three topics")
+        if self.clickhouse_group_id == self.kafka_group_id:
+            problems.append("CLICKHOUSE_GROUP_ID and KAFKA_GROUP_ID must be two groups")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -327,7 +365,7 @@ def describe(settings: Settings, environ: Mapping[str, str] | None = None) -> li
     for name, info in Settings.model_fields.items():
         value = getattr(settings, name)
         shown = str(value) if isinstance(value, SecretStr | Path) else value
-        if name == "database_url" and value is not None:
+        if name in {"database_url", "clickhouse_url"} and value is not None:
             shown = _without_password(value.get_secret_value())
         rows.append(
             {
@@ -349,7 +387,7 @@ def _is_loopback(server: str) -> bool:
 
 
 def _without_password(database: str) -> str:
-    if database == EMBEDDED_DATABASE:
+    if database in {EMBEDDED_DATABASE, EMBEDDED_CLICKHOUSE}:
         return database
     scheme, netloc, path, _, _ = urlsplit(database)  # the query may hold a password too
     account, at, servers = netloc.rpartition("@")
@@ -364,7 +402,8 @@ def _problems(error: dict[str, Any]) -> list[str]:
         return message.split("\n")
     given = error["input"]
     # A database's address holds a password, and what it looks like is not known when it is wrong.
-    shown = "***" if "PASSWORD" in name or name.startswith("DATABASE_URL") else repr(given)
+    is_secret = "PASSWORD" in name or name.startswith(("DATABASE_URL", "CLICKHOUSE_URL"))
+    shown = "***" if is_secret else repr(given)
     return [f"{name}: {message} (was {shown})"]
 
 

@@ -11,6 +11,7 @@
     ├── UnreadableError          a batch of one partition cannot be read: stop that one, alarm
     ├── OwnershipError           another owner wrote newer state: restore the partition again
     ├── LedgerError              the database is not fit for the ledger: a person decides
+    ├── CopyError                ClickHouse is not fit for the analytics copy: a person decides
     ├── StalledError             a worker gets nowhere, and nobody knows why: end it, start anew
     ├── ReplayFileError          a file cannot be used: name it, and replay the next one
     └── EmbeddedError            a server that we start ourselves cannot start or stop
@@ -98,6 +99,10 @@ class OwnershipError(TradeStreamError):
 
 class LedgerError(TradeStreamError):
     """The database cannot be the ledger as it is; says what to do."""
+
+
+class CopyError(TradeStreamError):
+    """ClickHouse cannot hold the analytics copy as it is; says what to do."""
 
 
 class StalledError(TradeStreamError):

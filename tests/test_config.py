@@ -394,3 +394,52 @@ def test_process_environment_is_read_in_one_place(monkeypatch: pytest.MonkeyPatc
 def test_data_stands_in_the_project() -> None:
     """Data of our own is kept in one folder of the project."""
     assert data_home() == Path(__file__).parents[1] / ".trade-stream"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "embedded",
+        "clickhouse://ch.example/trades",
+        "clickhouses://desk:p%40ss@ch.example:9440/trades",
+        "http://127.0.0.1:8123",
+        "https://[::1]:8443/",
+    ],
+)
+def test_addresses_of_a_clickhouse_are_taken(url: str) -> None:
+    """The engine in the process, or a server with or without TLS, user and database."""
+    settings = Settings.from_env({"CLICKHOUSE_URL": f" {url} "})
+    assert settings.clickhouse_url is not None
+    assert settings.clickhouse_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hunter2", "Embedded", "clickhouse:hunter2", "tcp://ch:hunter2@host:9000",
+        "clickhouse://", "clickhouse://desk:hunter2@", "clickhouse://desk:hun/ter2@host/db",
+        "clickhouse://host/db?password=hunter2", "clickhouse://host/db#hunter2",
+        "clickhouse://host/a b", "clickhouse://host:99999999/hunter2", "clickhouse://h/x/hunter2",
+    ],
+)  # fmt: skip
+def test_other_addresses_are_refused_without_being_shown(url: str) -> None:
+    """What may hold a password is not printed, whatever is wrong with it."""
+    (problem,) = problems_of(CLICKHOUSE_URL=url)
+    assert problem.startswith("CLICKHOUSE_URL: must be `embedded` or clickhouse://")
+    assert "hunter" not in problem
+    assert "ter2" not in problem
+
+
+def test_the_password_of_a_clickhouse_is_shown_nowhere() -> None:
+    """Neither in what is printed of the settings, nor in their repr."""
+    environ = {"CLICKHOUSE_URL": "clickhouses://desk:hunter2@ch.example:8443/trades"}
+    settings = Settings.from_env(environ)
+    assert "hunter2" not in repr(settings)
+    shown = {row["name"]: row["value"] for row in describe(settings, environ)}
+    assert shown["CLICKHOUSE_URL"] == "clickhouses://desk:***@ch.example:8443/trades"
+
+
+def test_the_copy_has_a_group_of_its_own() -> None:
+    """In one group the two would each get half of the partitions."""
+    (problem,) = problems_of(KAFKA_GROUP_ID="g", CLICKHOUSE_GROUP_ID="g")
+    assert problem == "CLICKHOUSE_GROUP_ID and KAFKA_GROUP_ID must be two groups"

@@ -3,7 +3,7 @@
 import typer
 
 from app import producer
-from app.cli import broker, db, dlq, ledger, positions, quarantine, run, state, topics
+from app.cli import broker, copying, db, dlq, ledger, positions, quarantine, run, state, topics
 from app.cli import replay as replay_command
 from app.lifecycle import run_command
 
@@ -33,6 +33,8 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(state.gap, name="gap")
 app.add_typer(state.config, name="config")
+app.add_typer(copying.app, name="copy")
+app.command("reconcile")(copying.reconcile)
 app.command("lag")(state.lag)
 app.command("doctor")(state.doctor)
 app.command("version")(state.version)

@@ -1,0 +1,103 @@
+"""What the ledger holds, as digests and texts that another database can make of its own rows."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+
+from app.errors import LedgerError, TransportError
+from app.stores.postgres import new_pool
+
+_TEXT: Final = r"""concat_ws(E'\t', source_partition, source_offset, trade_id, version, action,
+ coalesce(book, ''), symbol, side, trim_scale(price), trim_scale(quantity), trim_scale(multiplier),
+ trim_scale(fee), currency, executed_ns)"""
+_HASH: Final = f"('x' || left(md5({_TEXT}), 16))::bit(64)::bigint"
+_PLACE: Final = "source_partition = $1 AND source_offset >= $2 AND source_offset < $3"
+_BEGINS: Final = """
+SELECT source_partition, next_offset, least(
+    (SELECT min(source_offset) FROM trades t WHERE t.source_partition = p.source_partition),
+    (SELECT min(source_offset) FROM dead_letters d WHERE d.source_partition = p.source_partition))
+FROM source_partitions p WHERE next_offset IS NOT NULL
+"""
+_DIGESTS: Final = f"""
+SELECT source_offset / $4::bigint, count(*), sum({_HASH}) FROM trades WHERE {_PLACE} GROUP BY 1
+"""  # noqa: S608 - names of our own
+_TEXTS: Final = f"SELECT source_offset, {_TEXT} FROM trades WHERE {_PLACE}"  # noqa: S608 - likewise
+_GAPS: Final = f"""
+SELECT source_offset + 1, next FROM (
+    SELECT source_offset, lead(source_offset, 1, $3::bigint) OVER (ORDER BY source_offset) AS next
+    FROM (SELECT $2::bigint - 1 AS source_offset
+          UNION ALL SELECT source_offset FROM trades WHERE {_PLACE}) places
+) pairs WHERE next > source_offset + 1 ORDER BY 1
+"""  # noqa: S608 - likewise
+_BOOKED: Final = """
+SELECT DISTINCT trade_id FROM trades WHERE trade_id = ANY($1::text[])
+"""
+_LETTERS: Final = f"SELECT source_offset, reason, kind FROM dead_letters WHERE {_PLACE}"  # noqa: S608 - likewise
+
+Digest = tuple[int, int]
+
+
+class LedgerDigests:
+    """Reads the ledger; made by `open_digests`."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def ranges(self) -> dict[int, tuple[int, int]]:
+        """Give, by partition, the first offset that is in the ledger and its next offset."""
+        rows = await self._fetch(_BEGINS)
+        return {number: (end if first is None else first, end) for number, end, first in rows}
+
+    async def digests(
+        self, partition: int, start: int, end: int, *, size: int
+    ) -> dict[int, Digest]:
+        """Give the digest of each range of `size` offsets that holds booked trades."""
+        rows = await self._fetch(_DIGESTS, partition, start, end, size)
+        return {number: (count, int(total) % 2**64) for number, count, total in rows}
+
+    async def texts(self, partition: int, start: int, end: int) -> dict[int, str]:
+        """Give the text of each booked trade, by offset."""
+        return dict(await self._fetch(_TEXTS, partition, start, end))
+
+    async def gaps(self, partition: int, start: int, end: int) -> list[tuple[int, int]]:
+        """Give the ranges of offsets at which nothing was booked, in order."""
+        return [(a, b) for a, b in await self._fetch(_GAPS, partition, start, end)]
+
+    async def booked(self, trade_ids: Sequence[str]) -> set[str]:
+        """Give those of some trades that are booked, wherever."""
+        return {row[0] for row in await self._fetch(_BOOKED, list(trade_ids))}
+
+    async def dead_letters(
+        self, partition: int, start: int, end: int
+    ) -> dict[int, tuple[str, str]]:
+        """Give reason and kind of each record that was dead-lettered, by offset."""
+        rows = await self._fetch(_LETTERS, partition, start, end)
+        return {offset: (reason, kind) for offset, reason, kind in rows}
+
+    async def _fetch(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
+        try:
+            async with self._pool.acquire() as connection:
+                return [tuple(row) for row in await connection.fetch(statement, *arguments)]
+        except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
+            raise LedgerError(f"{exc}: run `trade-stream db migrate`") from exc
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            raise TransportError(f"the ledger's database: {exc}") from exc
+
+
+@asynccontextmanager
+async def open_digests(url: str) -> AsyncIterator[LedgerDigests]:
+    """Connect to the database of a ledger, to read it.
+
+    Raises:
+        TransportError: It is away.
+    """
+    try:
+        pool = await new_pool(url)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        raise TransportError(f"the ledger's database: {exc}") from exc
+    try:
+        yield LedgerDigests(pool)
+    finally:
+        await pool.close()

@@ -1,0 +1,1 @@
+"""The analytics copy on ClickHouse's real engine, in this process."""
