@@ -97,9 +97,10 @@ def ledger_zombie(run: Run) -> None:
 
 def _sleeper_and_heir(run: Run, point: str) -> tuple[Child, Child]:
     """Freeze a worker at a point of a write, and let another one take its partitions over."""
-    nth = run.draw.randint(20, 60)
+    nth = run.draw.randint(10, 30)
     sleeper = run.worker("--at", point, "--nth", str(nth), "--signal", "STOP")
-    run.await_frozen(sleeper)
+    # A machine that is busy makes a write a second.
+    run.wait(lambda: sleeper.is_frozen, f"{sleeper.name} freezes", 120)
     run.note(f"{sleeper.name} is frozen, {point}")
     heir = run.worker()
     partitions = run.world.partitions
