@@ -286,7 +286,7 @@ async def test_a_ledger_that_lacks_a_trade_is_not_mended_by_a_repair(
     await database.pool.execute(
         "DELETE FROM trades WHERE source_partition = $1 AND source_offset = $2", partition, offset
     )
-    await database.pool.execute("DELETE FROM trade_ids WHERE trade_id = $1", trade_id)
+    await database.pool.execute("DELETE FROM trade_versions WHERE trade_id = $1", trade_id)
     async with open_digests(database.url) as ledger:
         result = await reconciler(mixed, ledger).run(repair=True)
     assert [(d.partition, d.offset) for d in result.differences][:1] == [(partition, offset)]
