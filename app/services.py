@@ -417,7 +417,7 @@ class TradeProcessor:
         """Refuse what changes another event: that takes a ledger."""
         if event.action is not None and event.action != Action.NEW:
             raise InvalidTradeError(
-                "lifecycle-unavailable", "AMEND and CANCEL need the ledger, which is not there"
+                "lifecycle-unavailable", "AMEND and CANCEL need a ledger with IDENTITY=full"
             )
         if event.version is not None and event.version != 1:
             raise InvalidTradeError("version-invalid", "the version of a NEW trade must be 1")
