@@ -92,6 +92,8 @@ class LossyStore:
                 middle = self._draw.randrange(block.start, block.next_offset) + 1
                 part = self._copied(block.partition, block.start, middle)
                 await self._store.write([part], firsts)
+                if middle < block.next_offset:
+                    break  # what comes after a hole is never written: progress would pass over it
             self._maybe_lose(1.0)
         await self._store.write(blocks, firsts)
         if fate < 0.5:
