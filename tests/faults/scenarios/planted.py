@@ -6,9 +6,9 @@ from tests.faults.scenarios.registry import STUCK, plant
 _ = (brokers, data, kills, ledger, wires)  # have entered the scenarios that follow
 
 plant("commits-first", "kill-at-random", "lost", "ahead")
-plant("commits-unnamed", "kill-at-random", "lost", "ahead")
+plant("commits-unnamed", "slow-downstream", "lost", "ahead")
 plant("letters-not-awaited", "kill-at-random", "lost", "ahead")
-plant("positions-not-awaited", "kill-at-random", "lost", "ahead")
+plant("positions-not-awaited", "kill-at-random", "lost", "ahead", STUCK)
 plant("books-again", "kill-at-random", "doubled")
 plant("swallows-unreadable", "flipped-fetches", "lost")
 plant("float-money", "poison", "wrong")
