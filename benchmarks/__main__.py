@@ -17,6 +17,7 @@ from app.utils import configure_logging
 from benchmarks import instructions, machine, report, suites
 from benchmarks.arena import Arena
 from benchmarks.children import end_all
+from benchmarks.ledger import ledger
 from benchmarks.live import live
 from benchmarks.rounds import say
 from benchmarks.suites import Scale, Table
@@ -33,6 +34,7 @@ SUITES: Final[dict[str, tuple[Callable[[Arena, Scale], Table], int, int]]] = {
     "growth": (suites.growth, 90, 12),
     "workers": (suites.workers, 40, 8),
     "restore": (suites.restore, 30, 10),
+    "ledger": (ledger, 60, 8),
 }
 """Every suite, with about how many seconds it takes with --quick, and how many minutes without."""
 

@@ -1,5 +1,6 @@
 """One run of one contestant: its topics and its job, the gates, and its figures."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count as counter
@@ -10,6 +11,7 @@ import msgspec
 
 from app.config import Settings
 from app.embedded.kafka import EmbeddedKafka
+from app.stores.postgres import LedgerSums, open_ledger
 from benchmarks.backlog import (
     PARTITIONS,
     Backlog,
@@ -98,9 +100,20 @@ class Arena:
         return figures(result)
 
     def drain_together(
-        self, contestant: Contestant, backlog: Backlog, members: int
+        self,
+        contestant: Contestant,
+        backlog: Backlog,
+        members: int,
+        *,
+        database_url: str | None = None,
     ) -> dict[str, Any]:
         """Let several processes of one group drain a backlog; they start when all have joined.
+
+        Args:
+            contestant: Who.
+            backlog: What.
+            members: How many processes.
+            database_url: Of an empty ledger, if there is to be one.
 
         Raises:
             ContestantError: One failed, or they did not all get partitions.
@@ -113,6 +126,8 @@ class Arena:
         lines = [self.folder / f"{run}-positions-{number}" for number in range(members)]
         job = self.job(settings, "drain", backlog)
         job |= {"until_end": True, "members": members, "go": str(go)}
+        if database_url is not None:
+            job["database_url"] = database_url
         children = [
             contestant.start(job | {"ready": str(ready[n]), "positions_file": str(lines[n])})
             for n in range(members)
@@ -132,6 +147,8 @@ class Arena:
         }
         check_counts(together, backlog, "drain")
         check_committed(settings)
+        if database_url is not None:
+            check_ledger(settings, database_url, backlog)
         return figures(together)
 
     def restorer(
@@ -246,6 +263,25 @@ def check_counts(result: Mapping[str, Any], backlog: Backlog, mode: str) -> None
         )
     if result["positions"] != expected.positions:
         raise GateError("the positions are not the oracle's")
+
+
+def check_ledger(settings: Settings, database_url: str, backlog: Backlog) -> None:
+    """Gate: the ledger has every trade.
+
+    Raises:
+        GateError: It has not.
+    """
+
+    async def read() -> LedgerSums:
+        async with open_ledger(settings, database_url) as ledger:
+            return await ledger.sums()
+
+    sums = asyncio.run(read())
+    if (sums.trades, sums.dead_letters) != (
+        backlog.expected.booked,
+        backlog.expected.refused.total(),
+    ):
+        raise GateError(f"the ledger has {sums}")
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ class Contestant:
     @property
     def title(self) -> str:
         """Its name; of ours the sink is said as well, which is all they differ in."""
-        is_written = not self.is_peer and self.sink == "positions"
-        return f"{self.name}, positions written" if is_written else self.name
+        if self.is_peer or self.sink in ("none", "topic"):
+            return self.name
+        return f"{self.name}, {self.sink}{' written' * (self.sink == 'positions')}"
 
     def start(self, job: dict[str, Any]) -> Child:
         """Start it.
@@ -73,6 +74,13 @@ def environment(name: str, requirements: Path | None = None) -> Path:
 
 OURS_NONE: Final = Contestant("trade-stream", "ours", "", "none")
 OURS_POSITIONS: Final = Contestant("trade-stream", "ours", "", "positions", sink="positions")
+LEDGER: Final = tuple(
+    Contestant(
+        "trade-stream", "ours", "", "ledger", sink=f"ledger, IDENTITY={scope}",
+        env={"IDENTITY": scope},
+    )
+    for scope in ("window", "full")
+)  # fmt: skip
 
 DRAIN: Final = (
     OURS_NONE,

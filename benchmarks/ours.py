@@ -24,6 +24,7 @@ from app.consumer import TradeConsumer
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.publisher import KafkaPublisher
+from app.ledger import open_ledger_of
 from app.lifecycle import spare_the_collector
 from app.models import Fate, Position
 from app.ports import OutgoingRecord, RecordBatch, SendState
@@ -33,6 +34,7 @@ from benchmarks.backlog import publish_all
 from benchmarks.workload import hash_of, plain
 
 _CHUNK: Final = 2_000
+_CONNECT_S: Final = 30.0
 _COMMIT_INTERVAL_S: Final = 0.1
 _WATCH_S: Final = 0.05
 _GO_POLL_S: Final = 0.01
@@ -163,7 +165,10 @@ async def drain(job: Job, settings: Settings) -> dict[str, Any]:
         KafkaLogReader(settings), settings
     )
     source = ObservedSource(settings, job, stop)
-    async with KafkaPublisher(settings) as publisher:
+    async with (
+        KafkaPublisher(settings) as publisher,
+        open_ledger_of(settings, stop, connect_timeout_s=_CONNECT_S) as ledger,
+    ):
         await source.start()
         helpers = [asyncio.ensure_future(source.go()), asyncio.ensure_future(source.watch_group())]
         try:
@@ -173,6 +178,7 @@ async def drain(job: Job, settings: Settings) -> dict[str, Any]:
                 changelog=changelog,
                 partition_of=source.partition_of,
                 settings=settings,
+                ledger=ledger,
             )
             stats = await consumer.run(stop)
         finally:
@@ -286,6 +292,7 @@ def main() -> None:
                     ("DLQ_TOPIC", "dlq_topic"),
                     ("POSITIONS_TOPIC", "positions_topic"),
                     ("KAFKA_GROUP_ID", "group"),
+                    ("DATABASE_URL", "database_url"),
                 )
                 if key in job
             },
