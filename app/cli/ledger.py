@@ -31,6 +31,7 @@ from app.cli.ledger_output import (
 from app.daily_pnl import Activity, Day, explain_day, summed
 from app.explain import Explanation
 from app.ledger import open_reader_of
+from app.lifecycle import run_with_stop
 from app.models import Position
 from app.money import to_decimal
 from app.progress import Progress
@@ -273,7 +274,7 @@ def export(
     )
     _check_filters(what, filters)
 
-    async def run() -> int:
+    async def run(stop: asyncio.Event) -> int:
         count = 0
         async with open_reader_of(settings, connect_timeout_s=connect_timeout) as reader:
             columns, pieces = _exported(reader, what, filters)
@@ -283,9 +284,12 @@ def export(
                         sheet.add(rows)
                         count += len(rows)
                         progress.advance(len(rows))
+                        if stop.is_set():
+                            raise KeyboardInterrupt
         return count
 
-    typer.echo(f"{asyncio.run(run()):,} {what.value} in {file}")
+    count = asyncio.run(run_with_stop(run, grace_s=settings.shutdown_graceful_timeout_s))
+    typer.echo(f"{count:,} {what.value} in {file}")
 
 
 def _check_filters(what: What, filters: Filters) -> None:
