@@ -326,7 +326,9 @@ class TradeConsumer:
         async with _in_time(BOOK_TIMEOUT_S, "the ledger does not take what is processed"):
             while partition.next_offset > max(partition.ledger_offset or 0, partition.effects_from):
                 self._checkpointer.start_flush()
-                await asyncio.wait(self._checkpointer.working, return_when=FIRST_COMPLETED)
+                if not (working := self._checkpointer.working):
+                    raise TransportError("nothing is on its way to the ledger")
+                await asyncio.wait(working, return_when=FIRST_COMPLETED)
                 self._settle()
                 if self._open.get(partition.number) is not partition:
                     raise TransportError("the partition was given up")

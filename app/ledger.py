@@ -12,7 +12,7 @@ from app.kafka_io.connect import until_connected
 from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.lifecycle import or_stopped
 from app.ports import Ledger, LedgerWrite
-from app.stores.backfill_ledger import open_backfill_ledger
+from app.stores.backfill_ledger import BackfillLedger
 from app.stores.ledger_queries import LedgerReader, Pruner, open_pruner, open_reader
 from app.stores.migrate import Migration
 from app.stores.postgres import (
@@ -160,7 +160,9 @@ def open_backfill_of(
     settings: Settings, *, connect_timeout_s: float
 ) -> AbstractAsyncContextManager[Ledger]:
     """Wait for the database and give the ledger that a backfill writes; raises likewise."""
-    return _opened(settings, lambda url: open_backfill_ledger(settings, url), connect_timeout_s)
+    return _opened(
+        settings, lambda url: open_ledger(settings, url, BackfillLedger), connect_timeout_s
+    )
 
 
 @asynccontextmanager

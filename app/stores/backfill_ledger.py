@@ -5,22 +5,14 @@ another book. That is part of the positions by now, so it is stored as it was bo
 noted with the first event, which is what later ones are compared with.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Final
 
 import asyncpg
 
-from app.config import IdentityScope, Settings
 from app.ports import LedgerWrite
 from app.stores.migrate import Connection
-from app.stores.postgres import (
-    PostgresLedger,
-    _check,  # whose ledger it is, is judged in one place
-    _close,
-    _explained,
-    new_pool,
-)
+from app.stores.postgres import PostgresLedger
 
 _NOTE_IDS: Final = """
 INSERT INTO trade_versions (trade_id, version, source_partition, source_offset)
@@ -52,22 +44,3 @@ class BackfillLedger(PostgresLedger):
             # Of an id that comes twice the first stays: in order of the log, not of the lines.
             places.sort(key=lambda place: place[1:])
             await connection.execute(_NOTE_IDS, *map(list, zip(*places, strict=True)))
-
-
-@asynccontextmanager
-async def open_backfill_ledger(settings: Settings, url: str) -> AsyncIterator[BackfillLedger]:
-    """Connect to the ledger of the group and the topic that the settings name.
-
-    Raises:
-        LedgerError: The tables are missing or old, or they are another group's or topic's.
-        TransportError: The database is away.
-    """
-    with _explained():
-        pool = await new_pool(url)
-    try:
-        with _explained():
-            async with pool.acquire() as connection:
-                await _check(connection, settings)
-        yield BackfillLedger(pool, notes_ids=settings.identity is IdentityScope.FULL)
-    finally:
-        await _close(pool)

@@ -305,12 +305,15 @@ def _explained() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def open_ledger(settings: Settings, url: str) -> AsyncIterator[PostgresLedger]:
+async def open_ledger(
+    settings: Settings, url: str, kind: type[PostgresLedger] = PostgresLedger
+) -> AsyncIterator[PostgresLedger]:
     """Connect to the ledger of the group and the topic that the settings name.
 
     Args:
         settings: Group, topic and identity.
         url: Of the database.
+        kind: What is made of the connections.
 
     Raises:
         LedgerError: The tables are missing or old, or they are another group's or topic's.
@@ -322,7 +325,7 @@ async def open_ledger(settings: Settings, url: str) -> AsyncIterator[PostgresLed
         with _explained():
             async with pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
                 await _check(connection, settings)
-        yield PostgresLedger(pool, notes_ids=settings.identity is IdentityScope.FULL)
+        yield kind(pool, notes_ids=settings.identity is IdentityScope.FULL)
     finally:
         await _close(pool)
 
