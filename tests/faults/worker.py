@@ -11,18 +11,19 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
-from app import consumer
+from app import consumer, ledger
 from app.config import Settings
 from app.kafka_io import connect
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.lifecycle import run_program
 from app.ports import LedgerWrite, OutgoingRecord, RecordBatch, SendOutcome
-from app.stores import postgres
 from app.stores.migrate import Connection
-from app.stores.postgres import PostgresLedger
+from app.stores.postgres import PostgresLedger, open_ledger
 from tests.faults.bugs import BUGS, plant
 from tests.faults.points import LEDGER_POINTS, POINTS
 
@@ -143,8 +144,10 @@ def main() -> None:
     _failpoint.signal = signal.Signals[f"SIG{chosen.signal}"]
     if chosen.bug:
         plant(chosen.bug)
-    vars(connect).update(KafkaSource=FailingSource, KafkaPublisher=FailingPublisher)
-    vars(postgres).update(PostgresLedger=FailingLedger)
+    # `patch` refuses a name that is no longer there: then no fault would bite.
+    patch.object(connect, "KafkaSource", FailingSource).start()
+    patch.object(connect, "KafkaPublisher", FailingPublisher).start()
+    patch.object(ledger, "open_ledger", partial(open_ledger, kind=FailingLedger)).start()
     run_program(consumer.main)
 
 
