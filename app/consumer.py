@@ -69,6 +69,8 @@ CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
 BOOK_TIMEOUT_S: Final = 5.0
 """Longest wait for the ledger before the past of a position can be read."""
+FIND_TIMEOUT_S: Final = 5.0
+"""Longest wait for what the ledger has of a batch; a stop and a rebalance wait for it as well."""
 _WAITS: Final = frozenset(
     {Unready.BROKER, Unready.EFFECTS, Unready.COMMIT, Unready.LEDGER, Unready.ASSIGNMENT}
 )
@@ -313,7 +315,8 @@ class TradeConsumer:
                     lines = await self._ledger.history(partition.number, key)
                     processor.load_history(key, None if lines is None else read_fills(lines))
             ids = trade_ids(batch.values, events)
-            processor.identity.add(await self._ledger.find(ids))
+            async with _in_time(FIND_TIMEOUT_S, "the ledger does not say what it has"):
+                processor.identity.add(await self._ledger.find(ids))
             self._health.clear(Unready.LEDGER)
         return events
 
