@@ -23,7 +23,7 @@ from tests.faults.reading import search_disks
 from tests.faults.tables import DatabaseAwayError
 
 DRAIN_TIMEOUT_S: Final = 120.0
-ENDLESS: Final = 200_000
+ENDLESS: Final = 1_000_000
 """Trades of a load that goes on, however slow the machine, until `stop_loads`."""
 LOAD_TIMEOUT_S: Final = 300.0
 _MOST_EXITS: Final = 5
@@ -265,6 +265,7 @@ class Run:
         for load in self.loads:
             if load.is_running:
                 load.stop()
+        self.finish_loads()
 
     def finish_loads(self) -> None:
         """Wait until everything is published."""

@@ -116,12 +116,14 @@ def zombie(run: Run) -> None:
 def late_write(run: Run) -> None:
     """A frozen owner writes when nobody is there to see it; the next one restores the newest."""
     run.world.extra["CONSUMER_TAKEOVER_MARGIN"] = "0"  # to read again would mend it as well
-    run.load(count=run.pick(6_000, 15_000), rate=800, keys=12)
+    run.load(count=ENDLESS, rate=800, keys=12)
     nth = _FIRST_WRITES + run.draw.randrange(40)
     sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
     run.await_frozen(sleeper)
     run.note(f"{sleeper.name} is frozen")
     heir = run.worker()
+    run.await_progress(500)
+    run.stop_loads()
     run.drain()
     heir.stop()
     before = run.position_records()
