@@ -83,7 +83,7 @@ def test_a_sound_history_has_no_findings() -> None:
     verdict = check(sound())
     assert not verdict.findings, verdict.report()
     assert {fate: verdict.counts[fate] for fate in Fate} == {
-        Fate.BOOKED: 3, Fate.DUPLICATE: 2, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1,
+        Fate.BOOKED: 3, Fate.DUPLICATE: 2, Fate.STALE: 0, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1,
     }  # fmt: skip
     assert verdict.counts["letters_repeated"] == verdict.counts["rekeyed_again"] == 1
     assert verdict.counts["ok"] == 5
@@ -220,7 +220,7 @@ def test_sent_twice_depends_on_blocks_of_the_window() -> None:
     expected = expect(records, 1, window=3)
     duplicates = [n for (_, n), fate in expected.fates.items() if fate is Fate.DUPLICATE]
     assert duplicates == [1, 4]  # 10 stands two blocks after 4
-    assert expected.conflicts == {(0, 11)}
+    assert expected.reasons == {(0, 11): "version-conflict"}
     assert expect(records, 1).models[AT_0].trades == len(records)
 
 
@@ -230,7 +230,7 @@ def test_trade_is_compared_with_the_first_of_its_id_in_a_block() -> None:
     values = [trade(1, AT_0), trade(2, AT_0), other, trade(3, AT_0), other]
     records = [LogRecord(0, n, None, value, {}) for n, value in enumerate(values)]
     expected = expect(records, 1, window=2)
-    assert expected.conflicts == {(0, 2)}
+    assert expected.reasons == {(0, 2): "version-conflict"}
     assert expected.fates[0, 4] is Fate.DUPLICATE
 
 
