@@ -95,7 +95,7 @@ class Changes:
             case "stale":
                 return life[max(0, len(life) - 2)]
             case "conflict":
-                return last | terms(self._draw)
+                return self._draw.choice(life) | terms(self._draw)
             case "after":
                 return last | _following(life)
             case "moved" if others := self._neighbours(last):
