@@ -159,7 +159,6 @@ class Checkpointer:
             effects.freeze(max(partition.next_offset, partition.committed))
             effects.changelog_offset = partition.changelog_offset
             effects.ledger_offset = partition.ledger_offset
-            partition.processor.window.freeze()
             partition.flushed_s = now_s
             self._in_flush[partition.number] = effects
         if not self._in_flush:

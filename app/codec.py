@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from app.errors import DecodeError
-from app.models import MAX_ID_LENGTH, Amount, TradeEvent
+from app.models import MAX_ID_LENGTH, Action, Amount, TradeEvent
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_COMMON_BYTES: Final = 2 * 1024
@@ -55,6 +55,8 @@ class _Published(msgspec.Struct, gc=False):
 
 class _Identified(msgspec.Struct, gc=False):
     trade_id: str = ""
+    action: Any = None
+    version: Any = None
 
 
 _decode_identified = msgspec.json.Decoder(_Identified).decode
@@ -156,26 +158,39 @@ def read_plain(
     return events
 
 
-def trade_ids(values: Sequence[bytes | None], events: Sequence[PlainEvent | None]) -> list[str]:
+def trade_ids(
+    values: Sequence[bytes | None], events: Sequence[PlainEvent | None], *, changed_only: bool
+) -> list[str]:
     """Give the trade ids that a batch names, whether its events can be used or not.
 
     Args:
         values: The values of the batch.
         events: What `read_plain` made of them.
+        changed_only: Leave out the ids of what is the first event of a trade, if it can be used.
     """
+    if changed_only:
+        apart = (value for value, event in zip(values, events, strict=True) if event is None)
+        named = [_identified(value) for value in apart]
+        return [one.trade_id for one in named if one.trade_id and not _is_first(one)]
     ids = [
-        _id_of(value) if event is None else event.trade_id
+        _identified(value).trade_id if event is None else event.trade_id
         for value, event in zip(values, events, strict=True)
     ]
     return [trade_id for trade_id in ids if trade_id]
 
 
-def _id_of(value: bytes | None) -> str:
+def _identified(value: bytes | None) -> _Identified:
     try:
-        trade_id = _decode_identified(value or b"").trade_id
+        named = _decode_identified(value or b"")
     except (msgspec.DecodeError, ValueError, RecursionError):
-        return ""
-    return trade_id if len(trade_id) <= MAX_ID_LENGTH and trade_id.isprintable() else ""
+        return _Identified()
+    trade_id = named.trade_id
+    is_fit = len(trade_id) <= MAX_ID_LENGTH and trade_id.isprintable()
+    return named if is_fit else _Identified()
+
+
+def _is_first(named: _Identified) -> bool:
+    return named.action in (None, Action.NEW) and named.version in (None, 1)
 
 
 def published_at(value: bytes | None) -> str | None:

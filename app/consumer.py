@@ -28,17 +28,15 @@ import structlog
 import typer
 
 from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
-from app.codec import PlainEvent, read_plain, trade_ids
 from app.config import Settings
 from app.dead_letters import dead_letter
 from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
 from app.headers import Origin
 from app.health import Health, Unready
+from app.inquiry import Inquiry
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.ledger import open_ledger_of
-from app.ledger_codec import read_fills
-from app.ledger_processor import LedgerProcessor
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
@@ -108,7 +106,11 @@ class TradeConsumer:
     ) -> None:
         self._source = source
         self._publisher = publisher
-        self._ledger = ledger
+        self._inquiry = (
+            None
+            if ledger is None
+            else Inquiry(ledger, recent=settings.dedupe_window, until_booked=self._until_booked)
+        )
         self._partition_of = partition_of
         self._settings = settings
         self._now_ns = now_ns
@@ -253,6 +255,7 @@ class TradeConsumer:
         try:
             for batch in batches:
                 await self._process(batch)
+            self._health.clear(Unready.LEDGER)
         except TransportError as exc:  # the ledger could not be asked: the rest comes again
             self._health.fail(Unready.LEDGER, str(exc))
             self._metrics.count_retry("ledger")
@@ -277,7 +280,7 @@ class TradeConsumer:
         size = self._settings.consumer_chunk_records
         for start in range(0, len(batch.values), size):
             chunk = batch if len(batch.values) <= size else _slice(batch, start, start + size)
-            events = await self._read_for_ledger(partition, chunk)
+            events = None if self._inquiry is None else await self._inquiry.read(partition, chunk)
             if batch.epoch != self._source.assignment.epoch:
                 return
             started_s = self._monotonic()
@@ -297,25 +300,6 @@ class TradeConsumer:
         partition.unreadable_tries = 0
         self._processed += 1
         self._metrics.observe_batch(len(batch.values), self._monotonic() - began_s)
-
-    async def _read_for_ledger(
-        self, partition: OpenPartition, batch: RecordBatch
-    ) -> list[PlainEvent | None] | None:
-        """Read a batch for the ledger, if there is one, and ask it what it has of its trades."""
-        if self._ledger is None:
-            return None
-        events = read_plain(batch.values, batch.headers)
-        processor = partition.processor
-        if isinstance(processor, LedgerProcessor):
-            if keys := processor.missing_histories(batch, events):
-                await self._until_booked(partition)
-                for key in keys:
-                    lines = await self._ledger.history(partition.number, key)
-                    processor.load_history(key, None if lines is None else read_fills(lines))
-            ids = trade_ids(batch.values, events)
-            processor.identity.add(await self._ledger.find(ids))
-            self._health.clear(Unready.LEDGER)
-        return events
 
     async def _until_booked(self, partition: OpenPartition) -> None:
         """Wait until the ledger has all that is processed of a partition.
@@ -434,7 +418,7 @@ class TradeConsumer:
 
     @property
     def _is_full(self) -> bool:
-        in_flight = sum(p.next_offset - p.committed for p in self._open.values())
+        in_flight = sum(p.in_flight for p in self._open.values())
         return (
             in_flight >= self._settings.commit_every
             or self._checkpointer.send_bytes >= _SEND_BYTES_IN_FLIGHT
@@ -459,7 +443,10 @@ class TradeConsumer:
         for number, why in lost.items():
             # A late write of a former owner with newer state: what we hold is not the newest.
             log.warning("partition_restored_again", partition=number, why=why)
-            if self._give_up(number):
+            partition = self._open.get(number)
+            if partition is not None:
+                self._doubt(partition)
+                self._give_up(number)
                 self._start_restore(number, None)
 
     async def _abandon(self) -> None:
@@ -523,6 +510,7 @@ class TradeConsumer:
             partition = task.result()
             if partition is not None:
                 self._open[number] = partition
+                self._doubt(partition)
                 self._processed += 1
                 self._source.seek(number, partition.next_offset)
                 if self._is_paused:
@@ -578,15 +566,19 @@ class TradeConsumer:
         self._give_up(number)
         self._source.pause([number])
 
-    def _give_up(self, number: int) -> bool:
-        """Close a partition; what it has not committed comes again. Tell whether it was open."""
+    def _doubt(self, partition: OpenPartition) -> None:
+        """Believe of none of the records up to here that its trade is new."""
+        if self._inquiry is not None:
+            self._inquiry.doubt(partition.number, partition.next_offset)
+
+    def _give_up(self, number: int) -> None:
+        """Close a partition, if it is open; what it has not committed comes again."""
         partition = self._open.pop(number, None)
         if partition is None:
-            return False
+            return
         self.stats.uncounted_records += partition.consumed_records - partition.settled_records
         window = partition.processor.window
         self.stats.evictions, window.evictions = self.stats.evictions + window.evictions, 0
-        return True
 
     async def _is_caught_up(self) -> bool:
         if self._epoch == 0 or self._restoring or self._checkpointer.working:
@@ -622,7 +614,7 @@ class TradeConsumer:
             log.info(
                 "consumer_progress",
                 fates={fate.value: count for fate, count in self.stats.fates.items()},
-                in_flight=sum(p.next_offset - p.committed for p in self._open.values()),
+                in_flight=sum(p.in_flight for p in self._open.values()),
                 partitions=len(self._open),
                 stopped=sorted(self.stats.stopped),
             )

@@ -48,11 +48,8 @@ class Identity:
         """Cut ascending offsets into runs of which the same is known; be at each when it comes."""
         yield range(len(offsets))
 
-    def freeze(self) -> None:
-        """Note that all that is known so far is on its way to where it is stored."""
-
     def settle(self) -> None:
-        """Note that it has arrived."""
+        """Note that what was on its way to where it is stored has arrived."""
 
     def note(self, event: TradeEvent, value: bytes) -> None:
         """Remember a trade, and the body it was read from, unless something is known of it."""
@@ -66,21 +63,30 @@ class Identity:
 
 
 class LedgerIdentity(Identity):
-    """The trades that the ledger has of those that come next, and those on their way to it.
+    """The trades of one partition that were booked of late, and what the ledger has of others.
 
-    What is booked is known here until the ledger has it; what the ledger has, it is asked for. So
-    a trade is recognised however long ago it was booked, and in whichever partition.
+    What is on its way to the ledger is known here until it has arrived, and some while longer: a
+    trade that is sent twice mostly comes again soon. Of any other the ledger is asked.
+
+    Args:
+        recent: So many trades are known here at the least, and about twice as many at the most.
+        default_currency: As of `Identity`.
+
+    Attributes:
+        found: What the ledger has of the trades that come next; what is known here is newer.
     """
 
-    __slots__ = ()
+    __slots__ = ("_recent", "found")
 
-    def freeze(self) -> None:
-        """Begin anew; what was known stays known until `settle`."""
-        self.known_before, self.known = self.known, {}
+    def __init__(self, recent: int, default_currency: str) -> None:
+        super().__init__(default_currency)
+        self._recent = recent
+        self.found: Mapping[str, StoredTrade] = {}
 
     def settle(self) -> None:
-        """Forget what the ledger has by now."""
-        self.known_before = {}
+        """Forget what was there when this last forgot something: the ledger has it by now."""
+        if len(self.known) >= self._recent:
+            self.known_before, self.known = self.known, {}
 
     def note(self, event: TradeEvent, value: bytes) -> None:
         """Remember a trade that is new."""
@@ -90,17 +96,14 @@ class LedgerIdentity(Identity):
         """Remember what a trade has become."""
         self.known[trade_id] = known
 
-    def add(self, found: Mapping[str, StoredTrade]) -> None:
-        """Remember what the ledger has of the trades that come next, but for what is newer."""
-        for trade_id, stored in found.items():
-            if trade_id not in self.known and trade_id not in self.known_before:
-                self.known[trade_id] = self._known(stored)
-
     def get(self, trade_id: str) -> KnownTrade | None:
         """Give what is known of a trade."""
         known = self.known.get(trade_id) or self.known_before.get(trade_id)
-        if known is None or isinstance(known, KnownTrade):
+        if isinstance(known, KnownTrade):
             return known
+        if known is None:
+            stored = self.found.get(trade_id)
+            return None if stored is None else self._known(stored)
         event = decode_event(known)[0]
         return KnownTrade(
             version=1,

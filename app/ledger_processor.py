@@ -6,7 +6,7 @@ are loaded for a position when the first such event of it comes, and then kept u
 there is room, so that the next ones need not be asked for.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,7 +19,7 @@ from app.errors import InvalidTradeError, RecordError
 from app.fills import Correction, Fill, removed, replaced, replay
 from app.models import Action, Fate, Position, TradeEvent, position_key
 from app.pnl import Holding
-from app.ports import RecordBatch
+from app.ports import RecordBatch, StoredTrade
 from app.services import Incoming, Settled, TradeProcessor
 from app.validation import DEFAULT_CURRENCY
 from app.verdicts import (
@@ -54,6 +54,7 @@ class LedgerProcessor(TradeProcessor):
         default_currency: Currency of a trade that names none.
         belongs: As of `TradeProcessor`; likewise `rekeys`.
         rekeys: See `belongs`.
+        recent: As of `LedgerIdentity`.
 
     Attributes:
         identity: The trades that are known.
@@ -66,11 +67,12 @@ class LedgerProcessor(TradeProcessor):
         default_currency: str = DEFAULT_CURRENCY,
         belongs: Callable[[str], bool] | None = None,
         rekeys: bool = True,
+        recent: int = 0,
     ) -> None:
         super().__init__(
             positions, default_currency=default_currency, belongs=belongs, rekeys=rekeys
         )
-        self.window = self.identity = LedgerIdentity(default_currency)
+        self.window = self.identity = LedgerIdentity(recent, default_currency)
         self._histories: dict[str, dict[str, Fill]] = {}
         self._pruned: set[str] = set()
 
@@ -107,6 +109,23 @@ class LedgerProcessor(TradeProcessor):
             return
         self._histories[key] = {fill.trade_id: fill for fill in fills}
         self._approve(self._holdings[key])
+
+    def recall(
+        self, found: Mapping[str, StoredTrade], events: list[PlainEvent | None]
+    ) -> list[PlainEvent | None]:
+        """Remember what the ledger has of the trades that come next.
+
+        Args:
+            found: That, by trade id.
+            events: What `read_plain` made of the next batch.
+
+        Returns:
+            What to process of them: an event of a trade that is known needs a closer look.
+        """
+        self.identity.found = found
+        if not found:
+            return events
+        return [None if event and event.trade_id in found else event for event in events]
 
     def _make_room(self, wanted: Collection[str]) -> None:
         count = sum(map(len, self._histories.values()))

@@ -66,6 +66,11 @@ class OpenPartition:
     appended: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_MOST_STAMPS))
 
     @property
+    def in_flight(self) -> int:
+        """Offsets that are processed and not committed; none while a margin is read again."""
+        return max(0, self.next_offset - self.committed)
+
+    @property
     def has_effects(self) -> bool:
         """Whether a flush would have something to do."""
         effects = self.effects
@@ -253,6 +258,7 @@ class Takeover:
                 default_currency=self._settings.defaults_currency,
                 belongs=belongs_or_any,
                 rekeys=policy is KeyMismatch.REKEY,
+                recent=self._settings.dedupe_window,
             )
         return TradeProcessor(
             positions,

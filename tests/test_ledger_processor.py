@@ -61,10 +61,9 @@ class Desk:
             assert lines is not None
             self.processor.load_history(key, read_fills(lines))
         ids = [json.loads(value)["trade_id"] for value in values]
-        self.processor.identity.add(await self.ledger.find(ids))
+        events = self.processor.recall(await self.ledger.find(ids), events)
         result = self.processor.process_batch(batch, events=events)
         assert result.rows is not None
-        self.processor.identity.freeze()
         write = LedgerWrite(
             expected=start or None,
             next_offset=batch.next_offset,

@@ -161,7 +161,7 @@ class PostgresLedger:
 
     async def sums(self) -> LedgerSums:
         """Add up all that is booked."""
-        async with self._connection() as connection, connection.transaction(readonly=True):
+        async with self._connection() as connection:
             ((trades, dead_letters, total_pnl),) = await connection.fetch(_SUMS)
         return LedgerSums(trades, dead_letters, total_pnl)
 
@@ -177,7 +177,7 @@ class PostgresLedger:
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """See `ports.Ledger`."""
         try:
-            async with self._connection() as connection, connection.transaction():
+            async with self._transaction() as connection:
                 rows = await connection.fetch(_LOCK, sorted(writes))
                 lost = _lost(rows, writes, self._owner)
                 held = {row["source_partition"]: row["next_offset"] for row in rows}
@@ -250,7 +250,26 @@ class PostgresLedger:
     async def _connection(self) -> AsyncIterator[Connection]:
         with _explained():
             async with self._pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+                try:
+                    yield connection
+                except (asyncio.CancelledError, TimeoutError):
+                    # Whoever gives up has waited enough: the driver would go on, to ask for an end.
+                    connection.terminate()
+                    raise
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
                 yield connection
+            except (asyncio.CancelledError, TimeoutError):
+                raise  # the connection ends, and the server rolls back
+            except BaseException:
+                await transaction.rollback()
+                raise
+            await transaction.commit()
 
 
 async def _copy(

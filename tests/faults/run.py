@@ -23,6 +23,8 @@ from tests.faults.reading import search_disks
 from tests.faults.tables import DatabaseAwayError
 
 DRAIN_TIMEOUT_S: Final = 120.0
+ENDLESS: Final = 1_000_000
+"""Trades of a load that goes on, however slow the machine, until `stop_loads`."""
 LOAD_TIMEOUT_S: Final = 300.0
 _MOST_EXITS: Final = 5
 T = TypeVar("T")
@@ -262,6 +264,13 @@ class Run:
             return done >= goal
 
         return self.wait(is_reached, f"{records:,} commits more", timeout_s)
+
+    def stop_loads(self) -> None:
+        """Let the producers end that would go on for ever."""
+        for load in self.loads:
+            if load.is_running:
+                load.stop()
+        self.finish_loads()
 
     def finish_loads(self) -> None:
         """Wait until everything is published."""

@@ -1,8 +1,10 @@
 """Brokers that are killed, frozen, all gone, or out of disk."""
 
+import math
+
 from app.config import Settings
 from tests.faults.journal import first_ack_after, stalls
-from tests.faults.run import Run
+from tests.faults.run import ENDLESS, Run
 from tests.faults.scenarios.registry import scenario
 
 _MB = 1024**2
@@ -13,7 +15,7 @@ def leader_kills(run: Run) -> None:
     """Kill a leader, the coordinator or the controller, and start it again, in a loop."""
     run.worker()
     run.worker()
-    run.load(count=run.pick(15_000, 120_000), rate=run.pick(700, 2_000))
+    run.load(count=ENDLESS, rate=run.pick(700, 2_000))
     run.await_progress(500)
     for bounce in range(run.pick(2, 5)):
         role = "leader" if not bounce else run.draw.choice(("leader", "coordinator", "controller"))
@@ -25,7 +27,7 @@ def leader_kills(run: Run) -> None:
         run.pause(run.draw.uniform(0, 3))
         run.note(f"start node {node}")
         run.cluster.start()
-    run.finish_loads()
+    run.stop_loads()
     run.measure("stall_s", stalls(run.attempts()).longest_s, most=30.0)
 
 
@@ -46,7 +48,7 @@ def _node(run: Run, role: str) -> int:
 def leader_frozen(run: Run) -> None:
     """Freeze a leader: its connections stay open, and nobody answers."""
     run.worker()
-    run.load(count=run.pick(12_000, 40_000), rate=run.pick(500, 1_000))
+    run.load(count=ENDLESS, rate=run.pick(500, 1_000))
     for seconds in run.pick((8,), (5, run.draw.choice((15, 30, 60)))):
         run.await_progress(300)
         node = _node(run, "leader")
@@ -56,7 +58,7 @@ def leader_frozen(run: Run) -> None:
         _await_other(run, "leader", node)
         run.bite("leaders that moved", 1)
         run.cluster.thaw(node)
-    run.finish_loads()
+    run.stop_loads()
     run.measure("stall_s", stalls(run.attempts()).longest_s, most=30.0)
 
 
@@ -65,7 +67,7 @@ def outage(run: Run) -> None:
     """Kill every broker at once, and start them again after a while."""
     down_s = run.pick(20, run.draw.choice((20, 40, 120)))
     run.worker()
-    run.load(count=400 * (down_s + run.pick(20, 60)), rate=400)
+    run.load(count=ENDLESS, rate=400)
     run.await_progress(500)
     run.note(f"kill every node for {down_s} s")
     run.cluster.kill(*run.cluster.nodes)
@@ -73,7 +75,7 @@ def outage(run: Run) -> None:
     run.cluster.start()
     healed_ns = run.note("every node is back")
     run.recovered(healed_ns)
-    run.finish_loads()
+    run.stop_loads()
     # What is sent while they are down waits for its deadline, and no longer.
     waits_s = min(down_s, Settings().send_deadline_s)
     run.bite("stall of acknowledgements", stalls(run.attempts()).longest_s > waits_s)
@@ -85,7 +87,7 @@ def no_leader(run: Run) -> None:
     timeout_s = run.pick(4, 10)
     run.world.extra["KAFKA_REQUEST_TIMEOUT_MS"] = str(timeout_s * 1_000)
     run.worker()
-    run.load(count=run.pick(15_000, 32_000), rate=run.pick(500, 800))
+    run.load(count=ENDLESS, rate=run.pick(500, 800))
     run.await_progress(500)
     node = run.cluster.leader(run.world.events, 0)
     run.note(f"kill node {node}, the only one with partition 0, for {2 * timeout_s} s")
@@ -95,9 +97,14 @@ def no_leader(run: Run) -> None:
     run.pause(2 * timeout_s)
     run.cluster.start()
     healed_ns = run.note(f"node {node} is back")
-    run.finish_loads()
-    of_partition = [attempt for attempt in run.attempts() if attempt.partition == 0]
-    run.measure("recovery_s", first_ack_after(of_partition, healed_ns), most=15.0)
+
+    def first_ack_s() -> float:
+        of_partition = [attempt for attempt in run.attempts() if attempt.partition == 0]
+        return first_ack_after(of_partition, healed_ns)
+
+    run.wait(lambda: first_ack_s() < math.inf, "an acknowledgement of the partition")
+    run.stop_loads()
+    run.measure("recovery_s", first_ack_s(), most=15.0)
     run.measure("producers", run.loads[0].result()["producers"], most=2.0)
 
 
@@ -125,7 +132,7 @@ def broker_disk_full(run: Run) -> None:
     """Fill the disk of the broker; then free it and start the broker again."""
     ballast = run.cluster.folder / "ballast"
     run.worker()
-    run.load(count=run.pick(12_000, 16_000), rate=400)
+    run.load(count=ENDLESS, rate=400)
     run.await_progress(300)
     run.note("fill the disk")
     with ballast.open("wb") as file:
@@ -141,4 +148,4 @@ def broker_disk_full(run: Run) -> None:
     healed_ns = run.note("there is room, and the broker is back")
     run.bite("words of a full disk", run.cluster.said(1, "No space left on device"))
     run.recovered(healed_ns)
-    run.finish_loads()
+    run.stop_loads()

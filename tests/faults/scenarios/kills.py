@@ -6,7 +6,7 @@ from dataclasses import replace
 from tests.faults.checker import newest_positions, stored_positions
 from tests.faults.journal import Attempt
 from tests.faults.points import POINTS
-from tests.faults.run import Run
+from tests.faults.run import ENDLESS, Run
 from tests.faults.scenarios.registry import scenario
 
 _MOST_KILLS = 20
@@ -19,7 +19,7 @@ def kill_at_points(run: Run) -> None:
     points = list(POINTS)
     run.draw.shuffle(points)
     points = points[: run.pick(3, len(points))]
-    load = run.load(count=200_000, rate=run.pick(300, 200), foreign=0.1)
+    run.load(count=ENDLESS, rate=run.pick(300, 200), foreign=0.1)
     for point in points:
         nth = 1 if point.startswith("in-") else run.draw.randint(2, 12)
         dying = run.worker("--at", point, "--nth", str(nth))
@@ -31,14 +31,13 @@ def kill_at_points(run: Run) -> None:
         run.bite("deaths", dying.code == -9)
         for other in run.running:
             other.kill()
-    load.stop()
-    run.require(f"the producer stops cleanly: {load.tail()}", holds=load.code == 0)
+    run.stop_loads()
 
 
 @scenario(is_calm=True)
 def kill_at_random(run: Run) -> None:
     """Kill one of two consumers by SIGKILL at random times."""
-    run.load(count=run.pick(8_000, 20_000), rate=run.pick(400, 500), foreign=0.1)
+    run.load(count=ENDLESS, rate=run.pick(400, 500), foreign=0.1)
     run.worker()
     run.worker()
     for _ in range(run.pick(2, 5)):
@@ -49,12 +48,13 @@ def kill_at_random(run: Run) -> None:
         victim.kill()
         run.bite("kills with work in hand", run.world.lag() > 0)
         run.worker()
+    run.stop_loads()
 
 
 @scenario(is_calm=True)
 def sigterm(run: Run) -> None:
     """Stop the consumer by SIGTERM under load, again and again; each stop is in time and clean."""
-    run.load(count=run.pick(5_000, 12_000), rate=run.pick(500, 400))
+    run.load(count=ENDLESS, rate=run.pick(500, 400))
     for _ in range(run.pick(3, 6)):
         worker = run.worker()
         run.await_progress(100)
@@ -63,6 +63,7 @@ def sigterm(run: Run) -> None:
         run.require(f"a stop is clean: {worker.tail()}", holds=worker.code == 0)
         run.bite("stops with work left", run.world.lag() > 0)
         run.measure("already_applied", worker.result()["already_applied"], most=500.0)
+    run.stop_loads()
 
 
 @scenario(is_calm=True)
@@ -86,7 +87,7 @@ def kill_producer(run: Run) -> None:
 @scenario(is_calm=True)
 def zombie(run: Run) -> None:
     """Freeze an owner with a write on its way beyond its session; it wakes; then compact."""
-    run.load(count=run.pick(6_000, 15_000), rate=300, keys=12)
+    run.load(count=ENDLESS, rate=300, keys=12)
     for _ in range(run.pick(1, 2)):
         nth = _FIRST_WRITES + run.draw.randrange(40)
         sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
@@ -99,6 +100,7 @@ def zombie(run: Run) -> None:
         run.await_progress(500)
         heir.stop()
         sleeper.stop()  # the next owner has to have every partition
+    run.stop_loads()
     run.drain()
     run.stop_workers()
     verdict = run.check()
@@ -114,12 +116,14 @@ def zombie(run: Run) -> None:
 def late_write(run: Run) -> None:
     """A frozen owner writes when nobody is there to see it; the next one restores the newest."""
     run.world.extra["CONSUMER_TAKEOVER_MARGIN"] = "0"  # to read again would mend it as well
-    run.load(count=run.pick(6_000, 15_000), rate=800, keys=12)
+    run.load(count=ENDLESS, rate=800, keys=12)
     nth = _FIRST_WRITES + run.draw.randrange(40)
     sleeper = run.worker("--at", "before-effects", "--nth", str(nth), "--signal", "STOP")
     run.await_frozen(sleeper)
     run.note(f"{sleeper.name} is frozen")
     heir = run.worker()
+    run.await_progress(500)
+    run.stop_loads()
     run.drain()
     heir.stop()
     before = run.position_records()
@@ -156,7 +160,7 @@ def _compact(run: Run) -> None:
 def storm(run: Run) -> None:
     """Members join and leave every three seconds, or as fast as a slow machine lets them join."""
     run.expected_exits = {0, 130}  # the latter before it was connected
-    run.load(count=run.pick(6_000, 15_000), rate=run.pick(300, 330), foreign=0.1)
+    run.load(count=ENDLESS, rate=run.pick(300, 330), foreign=0.1)
     run.worker()
     first = run.workers[0]
     for _ in range(run.pick(4, 10)):
@@ -165,6 +169,7 @@ def storm(run: Run) -> None:
         run.pause(began_s + 3 - time.monotonic())
         run.measure("exit_s", guest.stop(), most=20.0)
     run.bite("rebalances", first.logged("partitions_assigned") - 1)
+    run.stop_loads()
     run.drain(timeout_s=60)
 
 

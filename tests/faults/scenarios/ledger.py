@@ -273,7 +273,7 @@ def ledger_half_open(run: Run) -> None:
     run.note("swallow everything, and SIGTERM")
     with database.network.fault(Fault(is_black_hole=True)):
         run.pause(run.draw.uniform(0, 2))
-        run.measure("exit_s", worker.stop(), most=21.0)
+        run.measure("exit_s", worker.stop(), most=20.0)
     run.bite("bytes swallowed", database.network.counts()["swallowed"])
     _stop_load(run, load)
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tests.faults.cluster import tmpfs
-from tests.faults.run import Run, SkippedError
+from tests.faults.run import ENDLESS, Run, SkippedError
 from tests.faults.scenarios.registry import scenario
 
 _LIBRARIES = tuple(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
@@ -24,13 +24,14 @@ def clock_jumps(run: Run) -> None:
         FAKETIME_NO_CACHE="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
     )
-    run.load(count=run.pick(4_000, 8_000), rate=run.pick(300, 200), poison=0.1)
+    run.load(count=ENDLESS, rate=run.pick(300, 200), poison=0.1)
     run.await_progress(100)
     for shift in run.pick(_SHIFTS, _SHIFTS * 2):
         run.note(f"the clock is {shift} s off")
         clock.write_text(shift)
         run.await_progress(200)
         run.pause(run.pick(0.5, 2))
+    run.stop_loads()
     run.drain()
     rebalances = worker.logged("partitions_assigned")
     run.require(f"it was assigned {rebalances} times", holds=rebalances == 1)
@@ -47,7 +48,7 @@ def own_logs_full(run: Run) -> None:
     with tmpfs(run.folder / "small", 1) as small:
         ballast = small / "ballast"
         worker = run.worker(errors=small / "worker.log", LOG_LEVEL="DEBUG")
-        run.load(count=run.pick(3_000, 6_000), rate=300)
+        run.load(count=ENDLESS, rate=300)
         run.await_progress(100)
         with ballast.open("wb", buffering=0) as file:
             while os.statvfs(small).f_bavail:
@@ -55,6 +56,7 @@ def own_logs_full(run: Run) -> None:
         run.bite("a full disk", not os.statvfs(small).f_bavail)
         run.await_progress(500)
         run.require("it goes on", holds=worker.is_running)
+        run.stop_loads()
         run.drain()
         run.stop_workers()
         run.check()

@@ -1,0 +1,142 @@
+"""The ledger is asked as little as can be, and no trade is booked twice for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from app.memory_io import Fault, MemoryDatabase, MemoryLedger
+from app.models import Fate
+from app.ports import StoredTrade
+from app.stats import ConsumerStats
+from tests.memory_world import TRADES, World, symbols_of, trade, until
+from tests.virtual_time import virtual_time
+
+(SYMBOL,) = symbols_of(0, 1)
+RECENT = 20
+
+
+class AskedLedger(MemoryLedger):
+    """Remembers which ids it was asked for."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        super().__init__(database)
+        self.asked: list[str] = []
+
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
+        """Give the trades that the ledger holds of these ids."""
+        self.asked += trade_ids
+        return await super().find(trade_ids)
+
+
+class Desk:
+    """A world with one worker that goes on until it is told to stop."""
+
+    def __init__(self, recent: int = RECENT) -> None:
+        self.database = MemoryDatabase()
+        self.ledger = AskedLedger(self.database)
+        self.world = World(
+            self.database, dedupe_window=recent, commit_every=1_000, dlq_breaker_share=1.0
+        )
+        self.worker = self.world.worker(on=self.ledger)
+        self.is_held_up = False
+
+    async def put(self, *values: bytes) -> None:
+        """Publish records, and wait until they are committed."""
+        for value in values:
+            self.world.broker.append(TRADES, value, key=None, partition=0)
+        await until(lambda: self.world.committed.get(0, 0) == self.world.ends[0])
+
+    async def begin(self, *, asks: bool = False) -> None:
+        """Start the worker, and book 200 trades, of which it has forgotten the first."""
+        await self.worker.start()
+        for start in range(0, 200, RECENT):
+            await self.put(*trades(range(start, start + RECENT)))
+        if not asks:
+            self.ledger.asked.clear()
+
+    async def stop(self) -> ConsumerStats:
+        """Stop the worker, and check that no version of a trade is booked twice."""
+        stats = await self.worker.finish()
+        booked = [(row["trade_id"], row["version"]) for row in self.database.trades.values()]
+        assert len(set(booked)) == len(booked)
+        return stats
+
+
+def trades(numbers: range, **more: Any) -> list[bytes]:
+    """Give plain trades with the ids of these numbers."""
+    return [trade(SYMBOL, trade_id=f"T{n}", **more) for n in numbers]
+
+
+@virtual_time
+async def test_trades_that_begin_are_asked_for_only_in_doubt() -> None:
+    """After an opening as many as are recent; of the trades after that none."""
+    desk = Desk()
+    await desk.begin(asks=True)
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 200}
+    last = max(int(name[1:]) for name in desk.ledger.asked)
+    assert RECENT - 1 <= last < RECENT + 3  # a chunk more
+
+
+@virtual_time
+async def test_a_change_is_asked_for_however_sure_all_else_is() -> None:
+    """The trade that it changes was forgotten here long ago."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(*trades(range(1), action="AMEND", version=2, price="11"))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 201}
+    assert desk.ledger.asked == ["T0"]
+
+
+@virtual_time
+async def test_what_is_recent_is_recognised_without_asking() -> None:
+    """Trades that come again at once."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(*trades(range(190, 200)))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 200, Fate.DUPLICATE: 10}
+    assert not desk.ledger.asked
+
+
+@virtual_time
+async def test_trades_that_come_again_late_are_recognised_after_a_refused_write() -> None:
+    """The write that would book them again is refused; from then on the ledger is asked."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(*trades(range(100)), *trades(range(200, 210)))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 210, Fate.DUPLICATE: 100}
+    assert set(desk.ledger.asked) >= {f"T{n}" for n in range(100)}
+
+
+@virtual_time
+async def test_another_content_that_comes_late_is_refused() -> None:
+    """Not booked, although nobody was asked before."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(*trades(range(5), price="12"))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 200, Fate.DEAD_LETTERED: 5}
+    assert stats.reasons == {"version-conflict": 5}
+
+
+@pytest.mark.parametrize("recent", [0, RECENT])
+@virtual_time
+async def test_what_is_in_flight_when_a_write_is_refused_is_asked_for(recent: int) -> None:
+    """To its end, or else the same write would be made and refused for ever."""
+    desk = Desk(recent)
+    await desk.begin()
+    desk.ledger.faults = lambda operation: (
+        Fault.NOT_SENT if operation == "write" and desk.is_held_up else Fault.NONE
+    )
+    desk.is_held_up = True
+    for value in trades(range(200)):
+        desk.world.broker.append(TRADES, value, key=None, partition=0)
+    await until(lambda: desk.worker.consumer._open[0].next_offset == 400)
+    desk.is_held_up = False
+    await desk.put()
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 200, Fate.DUPLICATE: 200}
