@@ -146,10 +146,10 @@ async def _processed(
         for key in processor.missing_histories(batch, events):
             lines = await ledger.history(partition, key)
             processor.load_history(key, None if lines is None else read_fills(lines))
-        processor.identity.add(await ledger.find(trade_ids(batch.values, events)))
+        ids = trade_ids(batch.values, events, changed_only=False)
+        events = processor.recall(await ledger.find(ids), events)
         result = processor.process_batch(batch, events=events)
         assert result.rows is not None
-        processor.identity.freeze()
         write = LedgerWrite(
             expected=start or None,
             next_offset=stop,
