@@ -7,16 +7,18 @@ classes of the product in the process of `worker`, before it starts.
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
 from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
+from app import fills, ledger_processor
 from app.config import Settings
 from app.consumer import TradeConsumer
 from app.errors import UnreadableError
+from app.fills import Fill
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.pnl import Holding
@@ -31,6 +33,7 @@ from app.ports import (
 from app.services import TradeProcessor
 from app.stores.changelog import Changelog, Restored
 from app.stores.postgres import PostgresLedger
+from app.verdicts import Judgement, KnownTrade, LifeEvent
 
 _LATE_S: Final = 1.0
 _APART_S: Final = 0.2
@@ -191,7 +194,7 @@ def _no_origin(publish: Any) -> Any:
 
 
 def _without_rows(write: LedgerWrite) -> LedgerWrite:
-    return dataclasses.replace(write, plain_trades=(), trades=(), dead_letters=())
+    return dataclasses.replace(write, plain_trades=(), trades=(), corrections=(), dead_letters=())
 
 
 def _positions_apart(write: Any) -> Any:
@@ -244,6 +247,34 @@ def _unfenced(write: Any) -> Any:
     return stubborn
 
 
+def _arrival_order(_: Any) -> Any:
+    """Fold the fills of a position as they have come, when one of them is changed."""
+
+    def as_they_came(unordered: Iterable[Fill]) -> list[Fill]:
+        return sorted(unordered, key=lambda fill: fill.offset)
+
+    return as_they_came
+
+
+def _newest_wins(judge: Any) -> Any:
+    """Believe whoever speaks last, whatever version it is that he changes."""
+
+    def trusting(known: KnownTrade | None, event: LifeEvent) -> Judgement:
+        judgement: Judgement = judge(known, replace(event, version=None))
+        return judgement
+
+    return trusting
+
+
+def _hasty_history(_: Any) -> Any:
+    """Read the past of a position while a part of it is still on its way to the ledger."""
+
+    async def at_once(_loop: TradeConsumer, _partition: Any) -> None:
+        """Wait for nothing."""
+
+    return at_once
+
+
 BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "commits-first": (KafkaSource, "poll", _commits_first),
     "commits-unnamed": (KafkaSource, "commit", _commits_unnamed),
@@ -263,8 +294,11 @@ BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "ledger-offset-first": (PostgresLedger, "_store", _offset_first),
     "ledger-positions-apart": (PostgresLedger, "write", _positions_apart),
     "ledger-unfenced": (PostgresLedger, "write", _unfenced),
+    "ledger-arrival-order": (fills, "in_order", _arrival_order),
+    "ledger-hasty-history": (TradeConsumer, "_until_booked", _hasty_history),
+    "ledger-newest-wins": (ledger_processor, "judge", _newest_wins),
 }
-"""Where each bug goes: the owner, the attribute, and what takes its place."""
+"""Where each bug goes: the class or module, the attribute, and what takes its place."""
 
 
 def plant(name: str) -> None:

@@ -2,10 +2,12 @@
 
 The rules, by number, after those of `checker`:
 
-    5  every booked trade is one row at its place, as it was sent; no id is there twice; the rows of
-       dead letters are the dead letters
+    5  every booked event is one row at its place, as it was sent, of the execution time that its
+       trade had first; no version of an id is there twice; the fills are the last version of each
+       trade that is not cancelled; the rows of dead letters are the dead letters
     6  positions equal the oracle exactly, and the positions topic says the same at the end; in any
-       snapshot while it ran they are the fold of the trades in it
+       snapshot while it ran they are the fold of the trades in it; each event that changed a trade
+       has a correction, of what its position was before and after
     7  the offsets are the ends of the topic; Kafka's commits are never ahead of them
 """
 
@@ -14,10 +16,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from tests.faults.oracle import Expected, Fate, Model, Place
-from tests.faults.tables import LedgerSample, PositionRow, Sums, Tables, TradeRow
+from tests.faults.oracle import Booked, Correction, Expected, Fate, Model, Place, State
+from tests.faults.tables import (
+    Amounts,
+    CorrectionRow,
+    LedgerSample,
+    PositionRow,
+    Sums,
+    Tables,
+    TradeRow,
+)
 
-_CONFLICT: Final = "version-conflict"
+_NO_FEES: Final = Fraction(0)  # the load has none
 Blame = tuple[int, str, str]
 """Rule, kind, and what it is."""
 
@@ -42,8 +52,11 @@ def check_tables(
         committed: Kafka's commits at the end.
     """
     yield from _trades(tables, expected)
+    yield from _versions(tables, expected)
+    yield from _fills(tables, expected)
     yield from _letters(tables, expected, reasons)
     yield from _positions(tables, expected)
+    yield from _corrections(tables, expected)
     yield from _offsets(tables, ends, committed)
     yield from _commits(samples)
     yield from _snapshots(samples, expected)
@@ -53,31 +66,27 @@ def check_tables(
 
 
 def _trades(tables: Tables, expected: Expected) -> Iterator[Blame]:
-    known_places = {place: event["trade_id"] for place, event in expected.events.items()}
-    booked_ids = set(known_places.values())
+    due = {place: (_id(booked), booked.version) for place, booked in expected.booked.items()}
+    versions = set(due.values())
     found = set()
     for row in tables.trades:
         found.add(row.place)
-        event = expected.events.get(row.place)
-        if event is None:
-            kind = "doubled" if row.trade_id in booked_ids else "invented"
+        booked = expected.booked.get(row.place)
+        if booked is None:
+            kind = "doubled" if (row.trade_id, row.version) in versions else "invented"
             yield 5, kind, f"row of {row.trade_id} at {row.place}"
-        elif problem := _row_differs(row, event):
+        elif problem := _row_differs(row, booked):
             yield 5, "damaged", f"row of {row.trade_id} at {row.place}: {problem}"
-    for place in sorted(known_places.keys() - found):
-        yield 5, "lost", f"no row of {known_places[place]} at {place}"
-    for trade_id, count in Counter(row.trade_id for row in tables.trades).items():
+    for place in sorted(due.keys() - found):
+        yield 5, "lost", f"no row of {due[place]} at {place}"
+    counts = Counter((row.trade_id, row.version) for row in tables.trades)
+    for version, count in counts.items():
         if count > 1:
-            yield 5, "doubled", f"{trade_id} has {count} rows"
-    ids = {(trade_id, place) for place, trade_id in known_places.items()}
-    for trade_id, place in sorted(ids ^ set(tables.ids)):
-        kind = "lost" if (trade_id, place) in ids else "invented"
-        yield 5, kind, f"id {trade_id} of {place}"
-    if len(tables.ids) != len({trade_id for trade_id, _ in tables.ids}):
-        yield 5, "doubled", "trade ids"
+            yield 5, "doubled", f"{version} has {count} rows"
 
 
-def _row_differs(row: TradeRow, event: Mapping[str, Any]) -> str:
+def _row_differs(row: TradeRow, booked: Booked) -> str:
+    event = booked.event
     is_equal = {
         "trade_id": row.trade_id == event["trade_id"],
         "book": row.book == event.get("book", ""),
@@ -85,8 +94,32 @@ def _row_differs(row: TradeRow, event: Mapping[str, Any]) -> str:
         "side": row.side == event["side"],
         "price": row.price == Fraction(event["price"]),
         "quantity": row.quantity == Fraction(event["quantity"]),
+        "action": row.action == booked.action,
+        "version": row.version == booked.version,
+        "executed": row.executed_ns == booked.executed_ns,
     }
     return _unequal(is_equal)
+
+
+def _id(booked: Booked) -> str:
+    return str(booked.event["trade_id"])
+
+
+def _versions(tables: Tables, expected: Expected) -> Iterator[Blame]:
+    due = {(_id(booked), booked.version, place) for place, booked in expected.booked.items()}
+    for one in sorted(due ^ set(tables.ids)):
+        yield 5, "lost" if one in due else "invented", f"version {one}"
+    if len(tables.ids) != len({(trade_id, version) for trade_id, version, _ in tables.ids}):
+        yield 5, "doubled", "versions of trades"
+
+
+def _fills(tables: Tables, expected: Expected) -> Iterator[Blame]:
+    last = {_id(booked): booked for _, booked in sorted(expected.booked.items())}
+    due = {booked.place for booked in last.values() if booked.action != "CANCEL"}
+    for place in sorted(due ^ set(tables.fills)):
+        yield 5, "lost" if place in due else "invented", f"fill at {place}"
+    if len(tables.fills) != len(set(tables.fills)):
+        yield 5, "doubled", "fills"
 
 
 def _letters(tables: Tables, expected: Expected, reasons: Mapping[Place, str]) -> Iterator[Blame]:
@@ -96,7 +129,7 @@ def _letters(tables: Tables, expected: Expected, reasons: Mapping[Place, str]) -
     for place, reason in sorted(tables.letters.items()):
         if place not in refused:
             yield 5, "invented", f"row of a dead letter {place}"
-        elif (reason == _CONFLICT) != (place in expected.conflicts) or reason != reasons.get(place):
+        elif not expected.allows(place, reason) or reason != reasons.get(place):
             yield 5, "damaged", f"row of the dead letter {place} says {reason}"
 
 
@@ -129,13 +162,41 @@ def _compared(
 
 def _row_unlike(row: PositionRow, model: Model) -> str:
     is_equal = {
-        "quantity": row.quantity == model.quantity,
-        "cost": row.cost == model.cost,
-        "realized": row.realized == model.realized,
-        "mark": row.mark == model.mark,
+        "quantity": row.quantity == model.state.quantity,
+        "cost": row.cost == model.state.cost,
+        "realized": row.realized == model.state.realized,
+        "mark": row.mark == model.state.mark,
         "source": row.place == model.last,
     }
     return _unequal(is_equal)
+
+
+def _corrections(tables: Tables, expected: Expected) -> Iterator[Blame]:
+    found = set()
+    for row in tables.corrections:
+        if row.place in found:
+            yield 6, "doubled", f"correction at {row.place}"
+        found.add(row.place)
+        correction = expected.corrections.get(row.place)
+        if correction is None:
+            yield 6, "invented", f"correction of {row.key} at {row.place}"
+        elif problem := _correction_differs(row, correction):
+            yield 6, "wrong", f"correction of {row.key} at {row.place}: {problem}"
+    for place in sorted(expected.corrections.keys() - found):
+        yield 6, "lost", f"no correction of {expected.corrections[place].key} at {place}"
+
+
+def _correction_differs(row: CorrectionRow, correction: Correction) -> str:
+    is_equal = {
+        "key": row.key == correction.key,
+        "before": row.before == _amounts(correction.before),
+        "after": row.after == _amounts(correction.after),
+    }
+    return _unequal(is_equal)
+
+
+def _amounts(state: State) -> Amounts:
+    return state.quantity, state.cost, state.realized, _NO_FEES
 
 
 def topic_differs(row: PositionRow, state: Mapping[str, Any]) -> str:
@@ -159,11 +220,11 @@ def _unequal(is_equal: Mapping[str, bool]) -> str:
 
 def _snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[Blame]:
     booked: dict[int, list[Place]] = defaultdict(list)
-    for place in sorted(expected.events):
+    for place in sorted(expected.booked):
         booked[place[0]].append(place)
     for sample in samples:
         if sample.ids != (rows := sum(sums.count for sums in sample.sums.values())):
-            yield 6, "wrong", f"while it ran, {sample.ids} ids of {rows} trades"
+            yield 6, "wrong", f"while it ran, {sample.ids} ids of {rows} rows"
     for partition in sorted({number for sample in samples for number in sample.next_offsets}):
         yield from _snapshots_of(partition, booked[partition], samples, expected)
 
@@ -171,10 +232,10 @@ def _snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[
 def _snapshots_of(
     partition: int, booked: Sequence[Place], samples: Sequence[LedgerSample], expected: Expected
 ) -> Iterator[Blame]:
-    """Fold the trades of one partition once, and stop at the offset of each snapshot."""
+    """Fold the events of one partition once, and stop at the offset of each snapshot."""
     models: dict[str, Model] = defaultdict(Model)
     sums = Sums()
-    reached = index = 0
+    reached = index = corrections = 0
     for sample in samples:
         next_offset = sample.next_offsets.get(partition, 0)
         if next_offset < reached:
@@ -183,15 +244,20 @@ def _snapshots_of(
         reached = next_offset
         while index < len(booked) and booked[index][1] < next_offset:
             place = booked[index]
-            event = expected.events[place]
-            models[expected.keys[place]].book(place, event)
+            one = expected.booked[place]
+            event = one.event
+            models[one.key].book(one)
+            corrections += place in expected.corrections
             notional = Fraction(event["price"]) * Fraction(event["quantity"])
             sums = sums.and_one(place[1], notional)
             index += 1
         when = f"while it ran, at offset {next_offset} of {partition}"
         if (found := sample.sums.get(partition, Sums())) != sums:
             kind = "lost" if found.count < sums.count else "doubled"
-            yield 6, kind, f"{found.count} of {sums.count} trades {when}"
+            yield 6, kind, f"{found.count} of {sums.count} rows {when}"
+        if (number := sample.corrections.get(partition, 0)) != corrections:
+            kind = "lost" if number < corrections else "doubled"
+            yield 6, kind, f"{number} of {corrections} corrections {when}"
         rows = {row.key: row for row in sample.positions if row.place[0] == partition}
         yield from _compared(rows, models, when)
 

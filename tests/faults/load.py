@@ -24,12 +24,16 @@ from app.lifecycle import run_program, run_with_stop, start_up
 from app.ports import OutgoingRecord, Publisher, SendOutcome, SendState
 from app.producer import TradeProducer
 from app.simulator import SimulatedTrade
+from tests.faults.changes import Changes, Event, position_key, terms
 from tests.faults.journal import JournalWriter, digest
 from tests.faults.reading import QUIET
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _FLUSH_S: Final = 60.0
 _TRADE_ID: Final = re.compile(rb'"trade_id":"([^"]*)"')
+_CHANGE: Final = re.compile(rb'"action":"[A-Z]+"(,"version":\d+)?')
+_IN_SECONDS: Final = 0.3
+"""Share of trades whose execution time is a whole second, where trades are changed."""
 POISON: Final[tuple[Callable[[bytes], bytes | None], ...]] = (
     lambda value: value[:-5],
     lambda value: value.replace(b'"symbol":"', b'"symbol":"\xff'),
@@ -53,11 +57,23 @@ class Trades:
         keys: Number of positions.
         poison: Share of records that are spoilt.
         foreign: Share of records with another key than that of their position, or none.
-        twice_after: Each trade comes once more after so many others; 0 for never.
+        twice_after: Each event comes once more after so many others; 0 for never.
+        changes: Share of events that change a trade that was sent before; see `Changes`. Then many
+            trades are executed at the same time, or before others that came before them.
+        partitions: Of the topic.
     """
 
     def __init__(
-        self, *, ids: str, seed: int, keys: int, poison: float, foreign: float, twice_after: int
+        self,
+        *,
+        ids: str,
+        seed: int,
+        keys: int,
+        poison: float,
+        foreign: float,
+        twice_after: int,
+        changes: float = 0.0,
+        partitions: int = 1,
     ) -> None:
         self._ids = ids
         self._draw = random.Random(seed)
@@ -65,6 +81,8 @@ class Trades:
         self._poison = poison
         self._foreign = foreign
         self._twice_after = twice_after
+        self._share_of_changes = changes
+        self._changes = Changes(self._draw, self._keys, partitions=partitions)
         self._again: list[SimulatedTrade] = []
         self._count = 0
 
@@ -80,35 +98,45 @@ class Trades:
         return made
 
     def _next(self, due: str) -> SimulatedTrade:
+        # Nothing more is drawn where nothing is changed: each seed goes on to make what it made.
+        if self._share_of_changes and self._draw.random() < self._share_of_changes:
+            change = self._changes.next_event(due)
+            if change is not None:
+                return SimulatedTrade(position_key(change).encode(), _body(change, due), None)
+        return self._new(due)
+
+    def _new(self, due: str) -> SimulatedTrade:
         draw = self._draw
         self._count += 1
         is_poison = draw.random() < self._poison
         book, symbol = draw.choice(self._keys)
-        price = _decimal(draw, 5_000)
-        event: dict[str, Any] = {
+        event: Event = {
             "trade_id": f"{'BAD' if is_poison else 'GOOD'}-{self._ids}-{self._count}",
             "symbol": symbol,
-            "side": draw.choice(("BUY", "SELL")),
-            "price": price if "." in price else int(price),
-            "quantity": _decimal(draw, 300),
+            **terms(draw),
             "timestamp": due,
         }
         if book:
             event["book"] = book
         if draw.random() < 0.1:
             event["strategy_id"] = "not a common field"
-        event["published_at"] = due
-        body = json.dumps(event, separators=(",", ":")).encode()
-        key = f"{book}|{symbol}" if book else symbol
-        if draw.random() < self._foreign:
+        key = position_key(event)
+        is_foreign = draw.random() < self._foreign
+        if is_foreign:
             key = f"order-{self._count}"
+        if self._share_of_changes:
+            if draw.random() < _IN_SECONDS:
+                event["timestamp"] = f"{due[:19]}Z"
+            # Changes of others would find nothing, or come before them.
+            if not is_poison and not is_foreign:
+                self._changes.remember(event)
+        body = _body(event, due)
         value = draw.choice(POISON)(body) if is_poison else body
         return SimulatedTrade(key.encode(), value, None)
 
 
-def _decimal(draw: random.Random, most: int) -> str:
-    whole, places = draw.randint(1, most), draw.choice((0, 0, 2, 2, 2, 4, 8))
-    return f"{whole}.{draw.randrange(10**places):0{places}}" if places else str(whole)
+def _body(event: Event, due: str) -> bytes:
+    return json.dumps(event | {"published_at": due}, separators=(",", ":")).encode()
 
 
 class JournalingPublisher:
@@ -118,7 +146,7 @@ class JournalingPublisher:
         self._publisher = publisher
         self._journal = journal
         self._sequences: Counter[str] = Counter()
-        self._numbered: dict[tuple[str, str], int] = {}
+        self._numbered: dict[tuple[str, str, bytes], int] = {}
 
     async def partition_count(self, topic: str) -> int:
         """Give the number of partitions of a topic."""
@@ -142,8 +170,9 @@ class JournalingPublisher:
         key, sha = (record.key or b"").decode(), digest(record.value)
         found = _TRADE_ID.search(record.value or b"")
         trade_id = found.group(1).decode("ascii", "replace") if found else "-"
-        # A repeat is known by its trade: only values without one may be equal by chance.
-        identity = (key, trade_id)
+        # A repeat is known by its trade and version: values without may be equal by chance.
+        version = _CHANGE.search(record.value or b"")
+        identity = (key, trade_id, version.group() if version else b"")
         if trade_id == "-" or identity not in self._numbered:
             self._sequences[key] += 1
             self._numbered[identity] = self._sequences[key]
@@ -193,6 +222,7 @@ def main(
     poison: float = 0.02,
     foreign: float = 0.0,
     twice_after: int = 0,
+    changes: Annotated[float, typer.Option(help="Share of AMEND and CANCEL.")] = 0.0,
     ids: Annotated[str, typer.Option(help="Begins every trade id; the run's name without.")] = "",
     stranger: Annotated[bool, typer.Option("--stranger", help="Use librdkafka.")] = False,
 ) -> None:
@@ -205,6 +235,8 @@ def main(
         poison=poison,
         foreign=foreign,
         twice_after=twice_after,
+        changes=changes,
+        partitions=settings.kafka_partitions,
     )
     made = 0
 

@@ -1,24 +1,37 @@
 """What a log of trades has to come to, computed apart from the product and from nothing of it.
 
-A trade that the tests mean to be good has `GOOD` in its body, in its id; whatever has not is
-poison. Positions are kept by average cost in exact fractions.
+An event that the tests mean to be good has `GOOD` in its body, in its trade id; whatever has not is
+poison. Positions are kept by average cost in exact fractions. Where there is a ledger, trades are
+amended and cancelled as docs/ledger.md says.
 """
 
 import json
+import re
 import struct
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from tests.faults.reading import LogRecord
 
 REKEYED_FROM: Final = "x-rekeyed-from"
 _SHARE_DECIMALS: Final = 24
 """Of the cost that a close releases, half-even, as docs/pnl.md promises."""
-_STAMPS: Final = ("published_at", "processed_at")
+_UNSAID: Final = ("published_at", "processed_at", "version")
+"""Fields in which two events may differ that say the same."""
+_INSTANT: Final = re.compile(r"([^.+Z]+)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
+LIFE_CYCLE: Final = frozenset(
+    {
+        *("version-conflict", "after-cancel", "version-invalid", "key-changed"),
+        *("orphan-lifecycle", "lifecycle-unavailable"),
+    }
+)
+"""Reason codes of events that could be used, were it not for what is known of their trade."""
 Place = tuple[int, int]
 """Partition and offset of a record of the source."""
 
@@ -28,13 +41,43 @@ class Fate(StrEnum):
 
     BOOKED = "booked"
     DUPLICATE = "duplicate"
+    STALE = "stale"
     DEAD_LETTERED = "dead_lettered"
     REKEYED = "rekeyed"
 
 
-@dataclass
-class Model:
-    """One position by average cost, and the place of the last trade in it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """An event that is to be booked.
+
+    Attributes:
+        place: Where it stands.
+        key: Of its position.
+        event: What it says.
+        version: Of its trade.
+        executed_ns: When its trade was executed, which no later version changes; 0 without a
+            ledger, where nothing depends on it.
+    """
+
+    place: Place
+    key: str
+    event: Mapping[str, Any]
+    version: int
+    executed_ns: int
+
+    @property
+    def action(self) -> str:
+        """What it does to its trade."""
+        return _action(self.event)
+
+    @property
+    def order(self) -> tuple[int, Place]:
+        """Where it comes among the fills of a position: by execution, then as in the log."""
+        return self.executed_ns, self.place
+
+
+class State(NamedTuple):
+    """What a position comes to, by average cost.
 
     The sum of realised and unrealised is exact: what a close takes from one it gives to the other.
     """
@@ -43,27 +86,71 @@ class Model:
     cost: Fraction = Fraction(0)
     realized: Fraction = Fraction(0)
     mark: Fraction = Fraction(0)
-    trades: int = 0
-    last: Place = (-1, -1)
 
-    def book(self, place: Place, event: Mapping[str, Any]) -> None:
-        """Fold the trade at a place."""
-        sign = 1 if event["side"] == "BUY" else -1
-        self.apply(sign * Fraction(event["quantity"]), Fraction(event["price"]))
-        self.last = place
-
-    def apply(self, signed: Fraction, price: Fraction) -> None:
+    def and_one(self, event: Mapping[str, Any]) -> "State":
         """Fold one fill."""
-        self.trades += 1
-        self.mark = price
-        if self.quantity * signed >= 0:
-            self.cost += signed * price
-        else:
-            closed = min(abs(signed), abs(self.quantity)) * (1 if signed > 0 else -1)
-            share = round(self.cost * abs(closed) / abs(self.quantity), _SHARE_DECIMALS)
-            self.realized += -closed * price - share
-            self.cost = self.cost - share + (signed - closed) * price
-        self.quantity += signed
+        price = Fraction(event["price"])
+        signed = Fraction(event["quantity"]) * (1 if event["side"] == "BUY" else -1)
+        quantity, cost, realized, _ = self
+        if quantity * signed >= 0:
+            return State(quantity + signed, cost + signed * price, realized, price)
+        closed = min(abs(signed), abs(quantity)) * (1 if signed > 0 else -1)
+        share = round(cost * abs(closed) / abs(quantity), _SHARE_DECIMALS)
+        realized += -closed * price - share
+        return State(quantity + signed, cost - share + (signed - closed) * price, realized, price)
+
+
+class Model:
+    """One position, the fills in it, and the place of the last event that it has.
+
+    A trade is folded in as it comes. A change of one folds all of them again, in the order of their
+    execution, the changed one in its old place in time; what comes later is put on top of that.
+    """
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.last: Place = (-1, -1)
+        self._fills: dict[str, Booked] = {}
+        self._in_order: list[Booked] = []
+        self._folded = [State()]  # item n is after the first n in order; what is gone is not yet
+
+    @property
+    def trades(self) -> int:
+        """Number of its fills."""
+        return len(self._in_order)
+
+    def book(self, booked: Booked) -> None:
+        """Fold an event."""
+        self.last = booked.place
+        if booked.action == "NEW":
+            self._add(booked)
+            self.state = self.state.and_one(booked.event)
+            return
+        fill = self._fills.pop(booked.event["trade_id"])
+        index = self._index_of(fill)
+        del self._in_order[index], self._folded[index + 1 :]
+        if booked.action == "AMEND":
+            self._add(replace(booked, place=fill.place))
+        for left in self._in_order[len(self._folded) - 1 :]:
+            self._folded.append(self._folded[-1].and_one(left.event))
+        self.state = self._folded[-1]
+
+    def _add(self, fill: Booked) -> None:
+        self._fills[fill.event["trade_id"]] = fill
+        index = self._index_of(fill)
+        self._in_order.insert(index, fill)
+        del self._folded[index + 1 :]
+
+    def _index_of(self, fill: Booked) -> int:
+        return bisect_left(self._in_order, fill.order, key=lambda one: one.order)
+
+
+class Correction(NamedTuple):
+    """What a change did to the position of a key."""
+
+    key: str
+    before: State
+    after: State
 
 
 @dataclass
@@ -72,26 +159,54 @@ class Expected:
 
     Attributes:
         fates: Of every record.
-        keys: Position key of every booked trade.
-        events: Every booked trade.
-        conflicts: Records to be refused because their id belongs to another trade.
+        booked: Every event that is booked, by its place.
+        reasons: Codes of the dead letters that are due to what is known of their trade.
         models: The positions, by key.
+        corrections: By the place of the event that made them.
         origins: Places from which re-keyed trades come, with the places of their copies.
     """
 
     fates: dict[Place, Fate] = field(default_factory=dict)
-    keys: dict[Place, str] = field(default_factory=dict)
-    events: dict[Place, Mapping[str, Any]] = field(default_factory=dict)
-    conflicts: set[Place] = field(default_factory=set)
+    booked: dict[Place, Booked] = field(default_factory=dict)
+    reasons: dict[Place, str] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=lambda: defaultdict(Model))
+    corrections: dict[Place, Correction] = field(default_factory=dict)
     origins: dict[Place, list[Place]] = field(default_factory=lambda: defaultdict(list))
+
+    def allows(self, place: Place, reason: str) -> bool:
+        """Tell whether a dead letter may have a code; poison has any that speaks of itself."""
+        due = self.reasons.get(place)
+        return reason not in LIFE_CYCLE if due is None else reason == due
+
+
+class Ruling(NamedTuple):
+    """What is to become of an event.
+
+    Attributes:
+        fate: Its fate.
+        reason: Code of a dead letter.
+        version: Of one that is booked, and `executed_ns`: see `Booked`.
+    """
+
+    fate: Fate
+    reason: str = ""
+    version: int = 1
+    executed_ns: int = 0
+
+
+_DUPLICATE: Final = Ruling(Fate.DUPLICATE)
+_STALE: Final = Ruling(Fate.STALE)
+
+
+def _refused(reason: str) -> Ruling:
+    return Ruling(Fate.DEAD_LETTERED, reason)
 
 
 class Judge(Protocol):
-    """A rule for trades that were sent before."""
+    """A rule for events of trades of which something came before."""
 
-    def judge(self, place: Place, event: Mapping[str, Any]) -> Fate | None:
-        """Say duplicate or dead-lettered (a conflict), or nothing: it is to be booked."""
+    def judge(self, place: Place, event: Mapping[str, Any]) -> Ruling:
+        """Say what becomes of the event that comes next in its partition."""
 
 
 class SeenTrades:
@@ -109,13 +224,12 @@ class SeenTrades:
         self._window = window
         self._seen: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
 
-    def judge(self, place: Place, event: Mapping[str, Any]) -> Fate | None:
-        """Say duplicate or dead-lettered (a conflict), or nothing: it is seen for the first time.
-
-        A trade that is judged is seen from then on.
-        """
+    def judge(self, place: Place, event: Mapping[str, Any]) -> Ruling:
+        """See `Judge`; a trade that is judged is seen from then on."""
+        if _action(event) != "NEW":
+            return _refused("lifecycle-unavailable")
         if not self._window:
-            return None
+            return Ruling(Fate.BOOKED)
         partition, offset = place
         block = offset // self._window
         content = _content(event)
@@ -123,48 +237,120 @@ class SeenTrades:
         known_as = first_of.get(block) or first_of.get(block - 1)
         first_of.setdefault(block, content)
         if known_as is None:
-            return None
-        return Fate.DUPLICATE if content == known_as else Fate.DEAD_LETTERED
+            return Ruling(Fate.BOOKED)
+        return _DUPLICATE if content == known_as else _refused("version-conflict")
+
+
+@dataclass
+class _Trade:
+    """What a ledger has of a trade: where it is at home, and the content of each version."""
+
+    key: str
+    versions: list[Mapping[str, Any]]
+    executed_ns: int
+
+    @property
+    def is_cancelled(self) -> bool:
+        return bool(self.versions[-1]["action"] == "CANCEL")
 
 
 class LedgerTrades:
-    """The rule where a ledger knows every trade that was ever booked, in whichever partition.
+    """The rule where a ledger knows every version of every trade, in whichever partition.
 
-    In one partition the first of a trade is booked. Where several partitions have one of the same
-    id, nothing in the log says which of them is read first: it is the one that the ledger has. All
-    others are duplicates, or conflicts where their content is another one.
+    A partition has the events of a trade in the order of their sending. Where several partitions
+    have a NEW of the same id, nothing in the log says which of them is read first: it is the one
+    that the ledger has, and the others are compared with that one; so ids that come in several
+    partitions are not to be changed.
 
     Args:
         records: As of `expect`.
         partitions: Of the topic.
-        rows: Where the ledger has trades, by their id.
+        rows: Where the ledger has the first version of each trade, by their id.
     """
 
     def __init__(
         self, records: Iterable[LogRecord], partitions: int, rows: Mapping[str, Place]
     ) -> None:
-        firsts: dict[str, dict[int, tuple[Place, Mapping[str, Any]]]] = defaultdict(dict)
+        candidates: dict[str, dict[int, tuple[Place, _Trade]]] = defaultdict(dict)
         for record in records:
             event = good_event(record.value)
-            if event is not None and _home(event, partitions) == record.partition:
+            if event is None or _action(event) != "NEW" or event.get("version", 1) != 1:
+                continue
+            if _home(event, partitions) == record.partition:
                 place = (record.partition, record.offset)
-                firsts[event["trade_id"]].setdefault(record.partition, (place, _content(event)))
-        self._booked: dict[str, tuple[Place, Mapping[str, Any]]] = {}
-        for trade_id, by_partition in firsts.items():
-            candidates = list(by_partition.values())
-            of_ledger = [first for first in candidates if first[0] == rows.get(trade_id)]
-            self._booked[trade_id] = (of_ledger or candidates)[0]
+                trade = _Trade(_position_key(event), [_content(event)], _executed_ns(event))
+                candidates[event["trade_id"]].setdefault(record.partition, (place, trade))
+        self._firsts: dict[str, tuple[Place, _Trade]] = {}
+        for trade_id, by_partition in candidates.items():
+            firsts = list(by_partition.values())
+            of_ledger = [first for first in firsts if first[0] == rows.get(trade_id)]
+            self._firsts[trade_id] = (of_ledger or firsts)[0]
 
-    def judge(self, place: Place, event: Mapping[str, Any]) -> Fate | None:
+    def judge(self, place: Place, event: Mapping[str, Any]) -> Ruling:
         """See `Judge`."""
-        booked_at, content = self._booked[event["trade_id"]]
-        if place == booked_at:
-            return None
-        return Fate.DUPLICATE if _content(event) == content else Fate.DEAD_LETTERED
+        first_place, trade = self._firsts.get(event["trade_id"], (place, None))
+        if trade is None or (place[0] == first_place[0] and place < first_place):
+            return _judged(None, event)
+        if place == first_place:
+            return Ruling(Fate.BOOKED, version=1, executed_ns=trade.executed_ns)
+        ruling = _judged(trade, event)
+        if ruling.fate is Fate.BOOKED:
+            trade.versions.append(_content(event))
+        return ruling
+
+
+def _judged(trade: _Trade | None, event: Mapping[str, Any]) -> Ruling:
+    """Evaluate the life-cycle table from the top, for all but the NEW that is booked.
+
+    Nothing waits for what is missing: what comes too early is refused as if it had waited in vain.
+    """
+    content, is_new = _content(event), _action(event) == "NEW"
+    known = [] if trade is None else trade.versions
+    version = event.get("version")
+    if version is None and not is_new and content in known:
+        return _DUPLICATE
+    if version is None:
+        version = 1 if is_new else max(2, len(known) + 1)
+    if version <= len(known):
+        if content != known[int(version) - 1]:
+            return _refused("version-conflict")
+        return _DUPLICATE if version == len(known) else _STALE
+    if reason := _problem(trade, event, version):
+        return _refused(reason)
+    assert trade is not None, "a change of nothing is an orphan"
+    return Ruling(Fate.BOOKED, version=int(version), executed_ns=trade.executed_ns)
+
+
+def _problem(trade: _Trade | None, event: Mapping[str, Any], version: int) -> str:
+    """Give the reason why a version that is not known cannot be booked; nothing where it can."""
+    if trade is not None and trade.is_cancelled:
+        return "after-cancel"
+    if (_action(event) == "NEW") != (version == 1):
+        return "version-invalid"
+    if trade is not None and _position_key(event) != trade.key:
+        return "key-changed"
+    if trade is None or version > len(trade.versions) + 1:
+        return "orphan-lifecycle"
+    return ""
+
+
+def _action(event: Mapping[str, Any]) -> str:
+    return str(event.get("action", "NEW"))
 
 
 def _content(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value for name, value in event.items() if name not in _STAMPS}
+    """Give what an event says: amounts as amounts, whatever they were written like."""
+    said = {name: value for name, value in event.items() if name not in _UNSAID}
+    amounts = {name: Fraction(event[name]) for name in ("price", "quantity")}
+    return said | amounts | {"action": _action(event)}
+
+
+def _executed_ns(event: Mapping[str, Any]) -> int:
+    match = _INSTANT.fullmatch(event["timestamp"])
+    assert match is not None, event["timestamp"]
+    second, fraction, zone = match.groups()
+    seconds = int(datetime.fromisoformat(second + zone).timestamp())
+    return seconds * 10**9 + int((fraction or "").ljust(9, "0"))
 
 
 def expect(
@@ -183,15 +369,15 @@ def expect(
         rows: Of `LedgerTrades`, which is the rule where there is a ledger.
     """
     expected = Expected()
-    seen: Judge = SeenTrades(window) if rows is None else LedgerTrades(records, partitions, rows)
+    rule: Judge = SeenTrades(window) if rows is None else LedgerTrades(records, partitions, rows)
     for record in records:
         place = (record.partition, record.offset)
-        expected.fates[place] = _judge(expected, seen, record, place, partitions)
+        expected.fates[place] = _fate(expected, rule, record, place, partitions)
     return expected
 
 
-def _judge(
-    expected: Expected, seen: Judge, record: LogRecord, place: Place, partitions: int
+def _fate(
+    expected: Expected, rule: Judge, record: LogRecord, place: Place, partitions: int
 ) -> Fate:
     event = good_event(record.value)
     if event is None:
@@ -204,18 +390,31 @@ def _judge(
         copies = expected.origins[int(partition), int(offset)]
         is_copy = bool(copies)
         copies.append(place)
-    fate = seen.judge(place, event)
-    if fate is Fate.DEAD_LETTERED:
-        expected.conflicts.add(place)
-    if fate is not None:
-        return fate
+    ruling = rule.judge(place, event)
+    if ruling.reason:
+        expected.reasons[place] = ruling.reason
+    if ruling.fate is not Fate.BOOKED:
+        return ruling.fate
     if is_copy:
         return Fate.DUPLICATE
-    key = _position_key(event)
-    expected.models[key].book(place, event)
-    expected.keys[place] = key
-    expected.events[place] = event
+    _book(expected, place, event, ruling)
     return Fate.BOOKED
+
+
+def _book(expected: Expected, place: Place, event: Mapping[str, Any], ruling: Ruling) -> None:
+    booked = Booked(
+        place=place,
+        key=_position_key(event),
+        event=event,
+        version=ruling.version,
+        executed_ns=ruling.executed_ns,
+    )
+    expected.booked[place] = booked
+    model = expected.models[booked.key]
+    before = model.state
+    model.book(booked)
+    if booked.action != "NEW":
+        expected.corrections[place] = Correction(booked.key, before, model.state)
 
 
 def _position_key(event: Mapping[str, Any]) -> str:

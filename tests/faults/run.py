@@ -95,6 +95,7 @@ class Run:
         self.holes: dict[int, range] = {}
         self.expected_exits: set[int] = {0}
         self.is_checked = False
+        self._changes_trades = False
         self._stack = ExitStack()
         self._database: Database | None = None
         self._bites: dict[str, float] = {}
@@ -155,7 +156,10 @@ class Run:
     # -- processes
 
     def load(self, *, count: int, rate: float, is_direct: bool = False, **options: object) -> Child:
-        """Start to publish trades, past the relays if asked to; see `tests.faults.load`."""
+        """Start to publish trades, past the relays if asked to; see `tests.faults.load`.
+
+        A load that changes trades has to come to corrections in the ledger.
+        """
         name = f"load-{len(self.loads)}"
         given: list[str] = []
         named: dict[str, object] = {"count": count, "rate": rate}
@@ -170,6 +174,7 @@ class Run:
             environment["KAFKA_BOOTSTRAP_SERVERS"] = self.world.direct
         child = Child(name, [*command, "--seed", seed], environment, self.folder)
         self._load_timeout_s += count / rate
+        self._changes_trades |= bool(options.get("changes"))
         self.loads.append(child)
         return child
 
@@ -326,6 +331,8 @@ class Run:
             evidence.ledger_samples = self.sampler.ledger_samples
         verdict = check(evidence)
         self.figures.update(verdict.counts)
+        if self._changes_trades:
+            self.bite("corrections", verdict.counts["corrections"])
         if attempts:
             waits = stalls(attempts)
             self.measure("stall_s", waits.longest_s)

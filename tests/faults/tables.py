@@ -26,11 +26,16 @@ _SUMS: Final = """
 SELECT 'sums', source_partition, count(*), sum(source_offset),
     sum(source_offset::numeric * source_offset), sum(price * quantity) FROM trades GROUP BY 2;
 SELECT 'ids', count(*) FROM trade_versions;
+SELECT 'corrected', source_partition, count(*) FROM corrections GROUP BY 2;
 """
 _ROWS: Final = """
 SELECT 'trade', source_partition, source_offset, trade_id, coalesce(book, ''), symbol, side, price,
-    quantity FROM trades;
-SELECT 'id', source_partition, source_offset, trade_id FROM trade_versions;
+    quantity, action, version, executed_ns FROM trades;
+SELECT 'id', source_partition, source_offset, trade_id, version FROM trade_versions;
+SELECT 'fill', source_partition, source_offset FROM fills;
+SELECT 'correction', source_partition, source_offset, key, quantity_before, open_cost_before,
+    realized_before, fees_before, quantity_after, open_cost_after, realized_after, fees_after
+    FROM corrections;
 SELECT 'letter', source_partition, source_offset, reason FROM dead_letters;
 """
 
@@ -50,6 +55,23 @@ class TradeRow:
     side: str
     price: Fraction
     quantity: Fraction
+    action: str
+    version: int
+    executed_ns: int
+
+
+Amounts = tuple[Fraction, ...]
+"""Of a position: quantity, cost, realised and fees."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionRow:
+    """A row of `corrections`."""
+
+    place: Place
+    key: str
+    before: Amounts
+    after: Amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +114,8 @@ class LedgerSample:
         committed: Kafka's commits of the group, a moment earlier.
         next_offsets: By partition; 0 for none.
         sums: Of the trades, by partition.
-        ids: Number of trade ids.
+        ids: Number of trade ids and versions.
+        corrections: Number of corrections, by partition.
     """
 
     at_ns: int
@@ -101,17 +124,31 @@ class LedgerSample:
     positions: Sequence[PositionRow]
     sums: Mapping[int, Sums]
     ids: int
+    corrections: Mapping[int, int]
 
 
 @dataclass(kw_only=True)
 class Tables:
-    """Everything in the ledger at the end."""
+    """Everything in the ledger at the end.
+
+    Attributes:
+        ids: Trade id, version and place of the rows of `trade_versions`.
+        fills: Places of the rows of the view.
+        letters: Reasons by place.
+    """
 
     next_offsets: dict[int, int] = field(default_factory=dict)
     positions: list[PositionRow] = field(default_factory=list)
     trades: list[TradeRow] = field(default_factory=list)
-    ids: list[tuple[str, Place]] = field(default_factory=list)
+    ids: list[tuple[str, int, Place]] = field(default_factory=list)
+    fills: list[Place] = field(default_factory=list)
+    corrections: list[CorrectionRow] = field(default_factory=list)
     letters: dict[Place, str] = field(default_factory=dict)
+
+    @property
+    def first_versions(self) -> dict[str, Place]:
+        """Where the first version of each trade is."""
+        return {trade_id: place for trade_id, version, place in self.ids if version == 1}
 
 
 class Psql:
@@ -165,6 +202,7 @@ class Psql:
                 for number, count, offsets, squares, notional in rows["sums"]
             },
             int(rows["ids"][0][0]),
+            {int(number): int(count) for number, count in rows["corrected"]},
         )
 
     def read(self) -> Tables:
@@ -178,7 +216,9 @@ class Psql:
             next_offsets={int(number): int(offset or 0) for number, offset in rows["offset"]},
             positions=[_position(row) for row in rows["position"]],
             trades=[_trade(row) for row in rows["trade"]],
-            ids=[(row[2], _place(row)) for row in rows["id"]],
+            ids=[(row[2], int(row[3]), _place(row)) for row in rows["id"]],
+            fills=[_place(row) for row in rows["fill"]],
+            corrections=[_correction(row) for row in rows["correction"]],
             letters={_place(row): row[2] for row in rows["letter"]},
         )
 
@@ -195,8 +235,16 @@ def _place(row: Sequence[str]) -> Place:
 
 
 def _trade(row: Sequence[str]) -> TradeRow:
-    trade_id, book, symbol, side, price, quantity = row[2:]
-    return TradeRow(_place(row), trade_id, book, symbol, side, Fraction(price), Fraction(quantity))
+    trade_id, book, symbol, side, price, quantity, action, version, executed_ns = row[2:]
+    return TradeRow(
+        _place(row), trade_id, book, symbol, side, Fraction(price), Fraction(quantity),
+        action, int(version), int(executed_ns),
+    )  # fmt: skip
+
+
+def _correction(row: Sequence[str]) -> CorrectionRow:
+    amounts = tuple(map(Fraction, row[3:]))
+    return CorrectionRow(_place(row), row[2], amounts[:4], amounts[4:])
 
 
 def _position(row: Sequence[str]) -> PositionRow:

@@ -83,7 +83,7 @@ def test_a_sound_history_has_no_findings() -> None:
     verdict = check(sound())
     assert not verdict.findings, verdict.report()
     assert {fate: verdict.counts[fate] for fate in Fate} == {
-        Fate.BOOKED: 3, Fate.DUPLICATE: 2, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1,
+        Fate.BOOKED: 3, Fate.DUPLICATE: 2, Fate.STALE: 0, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1,
     }  # fmt: skip
     assert verdict.counts["letters_repeated"] == verdict.counts["rekeyed_again"] == 1
     assert verdict.counts["ok"] == 5
@@ -211,6 +211,24 @@ def test_a_quarantined_batch_leaves_a_hole_with_a_pointer() -> None:
     assert not check(evidence).findings
 
 
+def test_a_late_owner_may_repeat_a_dead_letter_with_another_reason() -> None:
+    """The first one has to say why; a repeat that speaks of the trade's later life is counted."""
+    evidence = sound()
+    conflict = LogRecord(0, 5, AT_0.encode(), trade(1, AT_0, "99"), {})
+    evidence.source = [*evidence.source[:5], conflict, *evidence.source[5:]]
+    evidence.attempts = None
+    letters = evidence.letters
+    reasons = (b"version-conflict", b"after-cancel")
+    evidence.letters = [*letters, *(letter(2 + n, conflict, r) for n, r in enumerate(reasons))]
+    verdict = check(evidence)
+    assert not verdict.findings, verdict.report()
+    assert verdict.counts["letters_of_another_reason"] == 1
+    evidence.letters = [
+        *letters, *(letter(2 + n, conflict, r) for n, r in enumerate(reversed(reasons)))
+    ]  # fmt: skip
+    assert [f.what.split(":")[0] for f in check(evidence).findings] == ["damaged"]
+
+
 def test_sent_twice_depends_on_blocks_of_the_window() -> None:
     """In the same block or the next one it is a duplicate, or a conflict; later it is new."""
     again = trade(1, AT_0, published_at="later")
@@ -220,7 +238,7 @@ def test_sent_twice_depends_on_blocks_of_the_window() -> None:
     expected = expect(records, 1, window=3)
     duplicates = [n for (_, n), fate in expected.fates.items() if fate is Fate.DUPLICATE]
     assert duplicates == [1, 4]  # 10 stands two blocks after 4
-    assert expected.conflicts == {(0, 11)}
+    assert expected.reasons == {(0, 11): "version-conflict"}
     assert expect(records, 1).models[AT_0].trades == len(records)
 
 
@@ -230,7 +248,7 @@ def test_trade_is_compared_with_the_first_of_its_id_in_a_block() -> None:
     values = [trade(1, AT_0), trade(2, AT_0), other, trade(3, AT_0), other]
     records = [LogRecord(0, n, None, value, {}) for n, value in enumerate(values)]
     expected = expect(records, 1, window=2)
-    assert expected.conflicts == {(0, 2)}
+    assert expected.reasons == {(0, 2): "version-conflict"}
     assert expected.fates[0, 4] is Fate.DUPLICATE
 
 

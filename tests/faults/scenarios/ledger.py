@@ -21,6 +21,8 @@ from tests.faults.run import Run
 from tests.faults.scenarios.registry import scenario
 
 _ENDLESS: Final = 200_000
+_CHANGES: Final = 0.1
+"""Share of the events that change a trade; see `tests.faults.changes`."""
 _BOOKED: Final = "SELECT coalesce(sum(next_offset), 0) FROM source_partitions;"
 _SLOW_DOWN: Final = """
 CREATE FUNCTION sleep_first() RETURNS trigger LANGUAGE plpgsql AS
@@ -65,7 +67,9 @@ def ledger_kill_at_points(run: Run) -> None:
     points = list(LEDGER_POINTS) * run.pick(1, 2)
     run.draw.shuffle(points)
     points = points[: run.pick(3, len(points))]
-    load = run.load(count=_ENDLESS, rate=run.pick(300, 200), poison=0.05, foreign=0.1)
+    load = run.load(
+        count=_ENDLESS, rate=run.pick(300, 200), poison=0.05, foreign=0.1, changes=_CHANGES
+    )
     for point in points:
         # A claim is made once for each partition.
         nth = run.draw.randint(1, 4 if point == "after-claim" else 12)
@@ -80,7 +84,7 @@ def ledger_kill_at_points(run: Run) -> None:
 def ledger_zombie(run: Run) -> None:
     """Freeze an owner before or in its transaction, beyond its session; it wakes and is refused."""
     run.open_database()
-    load = run.load(count=_ENDLESS, rate=300, keys=12)
+    load = run.load(count=_ENDLESS, rate=300, keys=12, changes=_CHANGES)
     points = ["before-transaction", "in-transaction"]
     for point in run.pick([run.draw.choice(points)], points):
         sleeper, heir = _sleeper_and_heir(run, point)
@@ -126,7 +130,9 @@ def _wake(run: Run, sleeper: Child) -> None:
 def ledger_storm(run: Run) -> None:
     """Workers join, leave and die, three at a time, with a ledger."""
     run.open_database()
-    load = run.load(count=_ENDLESS, rate=run.pick(300, 330), poison=0.05, foreign=0.1)
+    load = run.load(
+        count=_ENDLESS, rate=run.pick(300, 330), poison=0.05, foreign=0.1, changes=_CHANGES
+    )
     first = run.worker()
     run.worker()
     run.await_progress()
@@ -159,7 +165,9 @@ def ledger_replay(run: Run) -> None:
     database = run.open_database()
     admin, group = run.cluster.admin, run.world.name
     for change in ("publish first", "set back", "delete"):
-        run.load(count=run.pick(2_500, 8_000), rate=800, poison=0.05, foreign=0.05)
+        run.load(
+            count=run.pick(2_500, 8_000), rate=800, poison=0.05, foreign=0.05, changes=_CHANGES
+        )
         run.finish_loads()
         run.note(f"{change}; the table is at {_booked(database):,}")
         if change == "set back":
@@ -215,7 +223,7 @@ def ledger_restarts(run: Run) -> None:
     """End the database at once in the midst of writes, and start it again, many times."""
     database = run.open_database()
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
     for _ in range(run.pick(4, 20)):
         _await_booked(run, database, run.draw.randint(50, 400))
         before = _failures(worker)
@@ -236,7 +244,7 @@ def ledger_sigterm_in_outage(run: Run) -> None:
     database = run.open_database()
     for _ in range(run.pick(1, 3)):
         worker = run.worker()
-        load = run.load(count=_ENDLESS, rate=300, poison=0.05)
+        load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
         _await_booked(run, database, 200)
         run.note("end the database")
         database.kill()
@@ -252,7 +260,7 @@ def ledger_half_open(run: Run) -> None:
     """Connections to the database stay open and nothing passes; a stop is in time even then."""
     database = run.open_database(is_relayed=True)
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
     _await_booked(run, database, 200)
     run.note("swallow everything")
     with database.network.fault(Fault(is_black_hole=True)):
@@ -275,7 +283,7 @@ def ledger_terminated(run: Run) -> None:
     """End the worker's connections by chance with pg_terminate_backend, many times."""
     database = run.open_database()
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
     _await_booked(run, database, 100)
     goal, ended = run.pick(40, 200), 0
     while ended < goal:
@@ -293,7 +301,7 @@ def ledger_unknown_commit(run: Run) -> None:
     """Cut the connection after a COMMIT has its effect and before its answer."""
     database = run.open_database(is_relayed=True)
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
     _await_booked(run, database, 100)
     goal = run.pick(40, 200)
     with database.network.fault(Fault(cut_share=0.3)):
@@ -310,7 +318,7 @@ def ledger_disk_full(run: Run) -> None:
     database = run.open_database(megabytes=256)
     (port,) = pick_ports(1)
     worker = run.worker(HEALTH_PORT=str(port))
-    load = run.load(count=_ENDLESS, rate=run.pick(400, 300), poison=0.05)
+    load = run.load(count=_ENDLESS, rate=run.pick(400, 300), poison=0.05, changes=_CHANGES)
     _await_booked(run, database, 300)
     ballast = database.folder / "ballast"
     run.note("fill the disk")
@@ -350,7 +358,14 @@ def ledger_slow(run: Run) -> None:
     database = run.open_database(is_relayed=True)
     run.world.extra["COMMIT_EVERY"] = str(most_in_flight)
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=run.pick(800, 1_200), is_direct=True)
+    load = run.load(
+        count=_ENDLESS,
+        rate=run.pick(800, 1_200),
+        is_direct=True,
+        # Where trades are changed, all fills of their positions are held, as long as there is room:
+        # that would be taken for a leak.
+        changes=0.0 if seconds >= _LONG_S else _CHANGES / 5,
+    )
     _await_booked(run, database, 500)
     run.note("each write sleeps for 1.5 s")
     database.psql.ask(_SLOW_DOWN)
