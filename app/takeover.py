@@ -253,6 +253,7 @@ class Takeover:
                 default_currency=self._settings.defaults_currency,
                 belongs=belongs_or_any,
                 rekeys=policy is KeyMismatch.REKEY,
+                is_strict=self._settings.validation_strict,
             )
         return TradeProcessor(
             positions,
@@ -261,4 +262,5 @@ class Takeover:
             rekeys=policy is KeyMismatch.REKEY,
             dedupe_window=self._settings.dedupe_window,
             applies_from=applies_from,
+            is_strict=self._settings.validation_strict,
         )
