@@ -246,7 +246,7 @@ class Reference:
         self.calendars = calendars or {}
         self.inactive = inactive
         self.max_age_ns = max_age_ns
-        self._limits = limits or LimitsTable()
+        self.limits = limits or LimitsTable()
         self._rules: dict[tuple[str | None, str], Rules] = {}
         self._shelf = Shelf()
         minor_units(), venues()  # slow, and the loop is not to wait for it later
@@ -275,7 +275,7 @@ class Reference:
         if of_book is not None and not of_book.active:
             codes.append("book-inactive")
         known = instrument or InstrumentTable()
-        limits = _joined(of_book.limits if of_book else LimitsTable(), self._limits)
+        limits = _joined(of_book.limits if of_book else LimitsTable(), self.limits)
         caps = limits.max_notional or {}
         return Rules(
             codes=tuple(codes),
@@ -313,9 +313,10 @@ class Reference:
             least_e8, most_e8 = max(least_e8, band[0]), min(most_e8, band[1])
         cap_e24 = rules.most_notional_e24.get(currency)
         if cap_e24 is not None:
-            # Each amount is looked up alone: the highest price has to go with every quantity. It
-            # is a rounded one, so that positions share their table.
-            most_e8 = min(most_e8, 1 << (2 * max(1, last_price_e8)).bit_length())
+            # Each amount is looked up alone, so that the highest price has to go with each quantity.
+            # It is an eighth above the last one or a little more, so that tables are shared.
+            grid = max(0, last_price_e8.bit_length() - 4)
+            most_e8 = min(most_e8, max(1, ((last_price_e8 * 9 // 8 >> grid) + 1) << grid))
             most_quantity_e8 = min(most_quantity_e8, cap_e24 // (most_e8 * ONE_E8))
         step_e8 = math.lcm(unit_e8, rules.lot_e8)
         bounds = Bounds(step_e8, most_quantity_e8, rules.tick_e8, least_e8, most_e8)
