@@ -313,7 +313,7 @@ class Reference:
             least_e8, most_e8 = max(least_e8, band[0]), min(most_e8, band[1])
         cap_e24 = rules.most_notional_e24.get(currency)
         if cap_e24 is not None:
-            # Each amount is looked up alone, so that the highest price has to go with each quantity.
+            # Each amount is looked up alone, so that the highest price has to go with all of them.
             # It is an eighth above the last one or a little more, so that tables are shared.
             grid = max(0, last_price_e8.bit_length() - 4)
             most_e8 = min(most_e8, max(1, ((last_price_e8 * 9 // 8 >> grid) + 1) << grid))

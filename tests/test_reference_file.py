@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from datetime import date
 from decimal import Decimal
@@ -18,7 +19,15 @@ from app.config import Settings
 from app.errors import ConfigError
 from app.memory_io import MemoryDatabase
 from app.models import Fate
-from app.reference import InstrumentTable, Reference
+from app.reference import (
+    BookTable,
+    CounterpartyTable,
+    DatesTable,
+    InstrumentTable,
+    LimitsTable,
+    Reference,
+    VenueTable,
+)
 from app.reference_file import (
     LOOK_INTERVAL_S,
     Loaded,
@@ -29,7 +38,10 @@ from app.reference_file import (
     reference_of,
 )
 from tests.memory_world import TRADES, World, symbols_of, trade, until
+from tests.test_reference import CODES
 from tests.virtual_time import virtual_time
+
+ROOT = Path(__file__).parents[1]
 
 (HERE,) = symbols_of(0, 1)
 
@@ -365,3 +377,26 @@ def test_check_fails_with_every_problem(tmp_path: Path) -> None:
     assert code == 1
     assert "must be > 0" in output
     assert "unknown" in output
+
+
+# -- the page
+
+
+def test_example_of_the_page_is_the_file_of_the_examples() -> None:
+    """And is right."""
+    page = (ROOT / "docs/reference-data.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert block == (ROOT / "examples/reference.toml").read_text()
+    reference = read_reference(ROOT / "examples/reference.toml").reference
+    assert reference.instruments is not None
+    assert reference.rules("MM", "BRK.B").most_quantity_e8 == 500 * 10**8
+
+
+def test_page_names_every_code_and_every_key() -> None:
+    """Each code that marks a trade, and each key that a file may have."""
+    page = (ROOT / "docs/reference-data.md").read_text()
+    kinds = (InstrumentTable, BookTable, LimitsTable, DatesTable, VenueTable, CounterpartyTable)
+    keys = {name for kind in kinds for name in kind.__struct_fields__} - {"limits"}
+    assert len(keys) == 15
+    for name in keys | CODES.keys() | {"[books.NAME.limits]"}:
+        assert f"`{name}`" in page, name
