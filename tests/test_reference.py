@@ -280,6 +280,22 @@ def test_collar_around_the_last_trade_moves_with_it() -> None:
     assert processor.positions["MM|DRIFT"].mark_e8 == 10_520_000_000
 
 
+def test_approved_prices_are_within_the_collar_of_each_other() -> None:
+    """Not only of the price that they were approved after: one up and one down is too far."""
+    data = parsed('[limits]\ncollar_percent = 10\ncollar_around = "last-trade"')
+    processor = TradeProcessor(reference=data)
+    stream = [fields(price=price) for price in ("100", "97", "107", "97", "107")]
+    assert marked(processor, stream) == {"price-unchecked": 1, "price-outside-collar": 2}
+
+
+def test_lot_that_is_no_whole_number_is_counted_in_fractions() -> None:
+    """Of a position in whole units as well: what is good for the lot may not be for the unit."""
+    processor = TradeProcessor(reference=parsed("[instruments.ACME]\nlot = 1.5"))
+    stream = [fields(quantity=quantity) for quantity in ("3", "3", "1.5", "4.5", "1.5")]
+    assert marked(processor, stream) == {}
+    assert processor.positions["EQ|ACME"].quantity_e8 == 1_350_000_000
+
+
 def test_positions_without_a_trade_have_no_last_price() -> None:
     """What was kept as zero by a rebuild has no price to hold a trade against."""
     kept = TradeProcessor()
@@ -493,7 +509,7 @@ def test_tables_are_forgotten_together_and_gone_with_their_positions() -> None:
 # -- any trades, any data
 
 
-_AMOUNTS: Final = ["0.5", "1", "2", "2.5", "3", "10", "10.5", "11", "12", "40", 1, 3, "99.9", "100"]
+_AMOUNTS: Final = ["0.5", "1", "1.5", "2", "3", "10", "10.5", "11", "12", "16", "40", 1, 3, "99.9"]
 
 
 @st.composite
@@ -517,7 +533,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         return {
             **some("currency", ["USD", "USD", "EUR"]),
             **some("tick", [Decimal("0.5"), Decimal(1), Decimal(3)]),
-            **some("lot", [Decimal("0.5"), Decimal(1), Decimal(2)]),
+            **some("lot", [Decimal("0.5"), Decimal(1), Decimal("1.5")]),
             **some("multiplier", [Decimal(1), Decimal(1), Decimal(50)]),
             **some("reference_price", [Decimal(10), Decimal(40)]),
             **draw(

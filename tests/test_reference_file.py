@@ -75,9 +75,16 @@ class Watched:
         """Let the interval pass, and look until that is through; tell whether there is news."""
         self.clock.now_s += LOOK_INTERVAL_S
         assert not self.file.look()
-        assert self.file._look is not None
-        await asyncio.wait([self.file._look])
+        await asyncio.wait(self.looks())
         return self.file.look()
+
+    def looks(self) -> list[asyncio.Task[Loaded | None]]:
+        """Give the look that is on its way, if any."""
+        return [] if self.file._look is None else [self.file._look]
+
+    def is_refused(self) -> bool:
+        """Tell whether older data are used."""
+        return self.file.is_refused
 
     @property
     def symbols(self) -> set[str]:
@@ -113,14 +120,14 @@ async def test_broken_file_leaves_what_was_read_before(
     """It is told once, is not read again before it changes, and is over with the next good one."""
     watched.write(text)
     assert not await watched.look()
-    assert watched.file.is_refused
+    assert watched.is_refused()
     assert watched.symbols == {"A"}
     with mock.patch.object(reference_file, "read_reference", side_effect=AssertionError):
         assert not await watched.look()
-    assert watched.file.is_refused
+    assert watched.is_refused()
     watched.write("[instruments.C]\n")
     assert await watched.look()
-    assert not watched.file.is_refused
+    assert not watched.is_refused()
     assert watched.symbols == {"C"}
     assert capsys.readouterr().out.count("reference_file_refused") == 1
 
@@ -129,26 +136,25 @@ async def test_file_that_is_gone_leaves_what_was_read_before(watched: Watched) -
     """And is read when it is there again, the same one too."""
     aside = watched.path.rename(watched.path.with_suffix(".aside"))
     assert not await watched.look()
-    assert watched.file.is_refused
+    assert watched.is_refused()
     assert not await watched.look()
     assert watched.symbols == {"A"}
     aside.rename(watched.path)
     assert await watched.look()
-    assert not watched.file.is_refused
+    assert not watched.is_refused()
 
 
 async def test_nothing_is_looked_at_before_its_time(watched: Watched) -> None:
     """Neither within the interval nor while a look is on its way."""
     watched.clock.now_s += LOOK_INTERVAL_S - 0.1
     assert not watched.file.look()
-    assert watched.file._look is None
+    assert not watched.looks()
     watched.clock.now_s += 0.1
     assert not watched.file.look()
-    look = watched.file._look
-    assert look is not None
+    (look,) = watched.looks()
     watched.clock.now_s += 10 * LOOK_INTERVAL_S
     assert not watched.file.look()
-    assert watched.file._look is look
+    assert watched.looks() == [look]
     watched.file.close()
     await asyncio.wait([look])
     assert look.cancelled()
