@@ -22,6 +22,7 @@ from app.models import Position
 from app.pnl import Holding
 from app.ports import Ledger, LedgerWrite, LogReader, Record, RecordBatch
 from app.position_codec import decode_position_record, encode_position
+from app.reference import Reference
 from app.services import TradeProcessor
 from app.stores.changelog import Changelog, Restored
 
@@ -84,6 +85,7 @@ class Backfill:
         ledger: Takes every trade that was booked, twice where it was booked twice.
         changelog: The positions of the group.
         partition_of: Partition of a key.
+        reference: By which trades are marked as suspect, if any.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Backfill:
         ledger: Ledger,
         changelog: Changelog,
         partition_of: Callable[[bytes], int],
+        reference: Reference | None = None,
     ) -> None:
         self._settings = settings
         self._committed = committed
@@ -106,6 +109,7 @@ class Backfill:
         self._ledger = ledger
         self._changelog = changelog
         self._partition_of = partition_of
+        self._reference = reference
         self._booked: dict[int, int | None] = {}
 
     async def claim(self) -> int:
@@ -187,6 +191,8 @@ class Backfill:
             rekeys=policy is KeyMismatch.REKEY,
             dedupe_window=self._settings.dedupe_window,
             applies_from=applies_from,
+            reference=self._reference,
+            is_strict=self._settings.validation_strict,
         )
 
     def _process(

@@ -26,7 +26,16 @@ from app.errors import ConfigError
 
 HIGH_VOLUME_COUNT: Final = 100_000
 _TOPIC_PATTERN: Final = r"^[A-Za-z0-9._-]{1,249}$"
-_PREFIXES: Final = ("KAFKA_", "DLQ_", "POSITION", "HEALTH_", "DATABASE_", "CLICKHOUSE_")
+_PREFIXES: Final = (
+    "KAFKA_",
+    "DLQ_",
+    "POSITION",
+    "HEALTH_",
+    "DATABASE_",
+    "CLICKHOUSE_",
+    "REFERENCE_",
+    "VALIDATION_",
+)
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _LARGEST_PORT: Final = 65_535
 EMBEDDED_DATABASE: Final = "embedded"
@@ -227,6 +236,13 @@ class Settings(BaseModel):
     identity: IdentityScope = Field(
         default=IdentityScope.FULL,
         description="Trades sent twice, with a ledger: recognised among all, or in a window.",
+    )
+    reference_file: Path | None = Field(
+        default=None,
+        description="TOML file of instruments, books and limits, by which trades are marked.",
+    )
+    validation_strict: bool = Field(
+        default=False, description="Refuse doubtful identifiers and dates; they are marked else."
     )
     dlq_breaker_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2,

@@ -50,6 +50,7 @@ from app.ports import (
     RecordSource,
 )
 from app.quarantine import Quarantine
+from app.reference_file import ReferenceFile, open_reference_file
 from app.reporting import consumer_counts
 from app.services import BatchResult
 from app.stats import ConsumerStats
@@ -84,6 +85,7 @@ class TradeConsumer:
         partition_of: Partition that a record key belongs to.
         ledger: Where trades and positions are stored as well, and restored from, if anywhere.
         settings: Intervals, bounds and policies.
+        reference_file: Data and limits by which trades are marked as suspect, if any.
         health: The word of this process on itself; its own without.
         metrics: Gets what is counted when it is asked for, and durations; its own without.
         now_ns: Wall clock, UTC nanoseconds; for stamps and latency only.
@@ -99,6 +101,7 @@ class TradeConsumer:
         partition_of: Callable[[bytes], int],
         settings: Settings,
         ledger: Ledger | None = None,
+        reference_file: ReferenceFile | None = None,
         health: Health | None = None,
         metrics: ConsumerMetrics | None = None,
         now_ns: Callable[[], int] = time.time_ns,
@@ -111,6 +114,7 @@ class TradeConsumer:
             if ledger is None
             else Inquiry(ledger, recent=settings.dedupe_window, until_booked=self._until_booked)
         )
+        self._reference_file = reference_file
         self._partition_of = partition_of
         self._settings = settings
         self._now_ns = now_ns
@@ -201,6 +205,8 @@ class TradeConsumer:
             await self._finish()
         finally:
             await self._abandon()
+            if self._reference_file is not None:
+                self._reference_file.close()
         return self.stats
 
     async def _turn(self) -> bool:
@@ -215,6 +221,7 @@ class TradeConsumer:
         if self._source.assignment.epoch != self._epoch:
             await self._adopt()
         self._open_restored()
+        self._refer_to_newest()
         await self._bound_work_in_flight()
         again = self._log_faults.due_again(self._open.values())
         if again and not self._is_paused:
@@ -250,6 +257,12 @@ class TradeConsumer:
         self._health.holds_lag = any(p.has_work for p in self._open.values())
         self._report_progress()
         return not batches
+
+    def _refer_to_newest(self) -> None:
+        """Mark the next trades by what the file of reference data says by now."""
+        if self._reference_file is not None and self._reference_file.look():
+            for partition in self._open.values():
+                partition.processor.refer_to(self._reference_file.reference)
 
     async def _process_all(self, batches: Sequence[RecordBatch]) -> None:
         try:
@@ -511,6 +524,8 @@ class TradeConsumer:
             if partition is not None:
                 self._open[number] = partition
                 self._doubt(partition)
+                if self._reference_file is not None:
+                    partition.processor.refer_to(self._reference_file.reference)
                 self._processed += 1
                 self._source.seek(number, partition.next_offset)
                 if self._is_paused:
@@ -604,6 +619,9 @@ class TradeConsumer:
             source=self._source,
             health=self._health,
             is_paused=self._is_paused,
+            is_reference_refused=(
+                self._reference_file is not None and self._reference_file.is_refused
+            ),
             now_ms=self._now_ns() // NS_PER_MS,
         )
 
@@ -668,6 +686,7 @@ async def consume(
     """Run one consumer against real Kafka until it is told to stop; see `TradeConsumer.run`."""
     health = Health(stall_after_s=settings.watchdog_timeout_s)
     metrics = ConsumerMetrics(topic=settings.kafka_topic)
+    reference_file = await open_reference_file(settings, monotonic=time.monotonic)
     async with (
         monitored(settings, health, metrics.process),
         open_publisher(settings, stop, connect_timeout_s=connect_timeout_s) as publisher,
@@ -682,6 +701,7 @@ async def consume(
             partition_of=source.partition_of,
             settings=settings,
             ledger=ledger,
+            reference_file=reference_file,
             health=health,
             metrics=metrics,
         )

@@ -20,6 +20,7 @@ from app.fills import Correction, Fill, removed, replaced, replay
 from app.models import Action, Fate, Position, TradeEvent, position_key
 from app.pnl import Holding
 from app.ports import RecordBatch, StoredTrade
+from app.reference import Reference
 from app.services import Incoming, Settled, TradeProcessor
 from app.validation import DEFAULT_CURRENCY
 from app.verdicts import (
@@ -53,7 +54,9 @@ class LedgerProcessor(TradeProcessor):
         positions: State to start from.
         default_currency: Currency of a trade that names none.
         belongs: As of `TradeProcessor`; likewise `rekeys`.
-        rekeys: See `belongs`.
+        rekeys: See `belongs`; likewise `reference` and `is_strict`.
+        reference: See `rekeys`.
+        is_strict: See `rekeys`.
         recent: As of `LedgerIdentity`.
 
     Attributes:
@@ -67,10 +70,17 @@ class LedgerProcessor(TradeProcessor):
         default_currency: str = DEFAULT_CURRENCY,
         belongs: Callable[[str], bool] | None = None,
         rekeys: bool = True,
+        reference: Reference | None = None,
+        is_strict: bool = False,
         recent: int = 0,
     ) -> None:
         super().__init__(
-            positions, default_currency=default_currency, belongs=belongs, rekeys=rekeys
+            positions,
+            default_currency=default_currency,
+            belongs=belongs,
+            rekeys=rekeys,
+            reference=reference,
+            is_strict=is_strict,
         )
         self.window = self.identity = LedgerIdentity(recent, default_currency)
         self._histories: dict[str, dict[str, Fill]] = {}

@@ -82,6 +82,7 @@ class ConsumerCounts:
         assigned_partitions: Partitions that are ours, restored or not.
         stopped_partitions: Those of them that wait for a person.
         quarantined_batches: Batches put aside.
+        is_reference_refused: Whether the file of reference data is not right.
         rebalances: Assignments taken over.
         epoch: Number of the present one.
         commits: Commits by result, `ok` or `failed`.
@@ -106,6 +107,7 @@ class ConsumerCounts:
     assigned_partitions: int
     stopped_partitions: int
     quarantined_batches: int
+    is_reference_refused: bool
     rebalances: int
     epoch: int
     commits: Mapping[str, int]
@@ -247,6 +249,7 @@ class ConsumerMetrics:
             "assigned_partitions": counts.assigned_partitions,
             "stopped_partitions": counts.stopped_partitions,
             "quarantined_batches": counts.quarantined_batches,
+            "reference_file_refused": counts.is_reference_refused,
             "rebalances_total": counts.rebalances,
             "assignment_epoch": counts.epoch,
             "last_progress_timestamp_seconds": counts.last_progress_s,

@@ -68,6 +68,11 @@ class Holding:
         self.approved = NOTHING
         self.touched_in = 0
 
+    @property
+    def mark_e8(self) -> int:
+        """Price of the last fill at 10^-8; 0 before the first."""
+        return self.value_e24 // (self.multiplier_e8 * self.unit_e8)
+
     def position(self) -> Position:
         """Give the state as it is now."""
         return Position(
@@ -79,7 +84,7 @@ class Holding:
             self.multiplier_e8,
             self.realized_e24,
             self.fees_e8,
-            self.value_e24 // (self.multiplier_e8 * self.unit_e8),
+            self.mark_e8,
             self.mark_ns,
             self.trade_count,
             self.source_offset,

@@ -10,6 +10,7 @@ from app.errors import TopicError, TradeStreamError
 from app.models import Position
 from app.ports import LogReader, OutgoingRecord, Publisher, Record, RecordBatch, SendState
 from app.position_codec import decode_position_record
+from app.reference import Reference
 from app.services import TradeProcessor
 from app.stores.changelog import Changelog
 
@@ -35,6 +36,7 @@ async def rebuild_partition(
     publisher: Publisher,
     partition_of: Callable[[bytes, int], int],
     fence: Callable[[int], Awaitable[None]],
+    reference: Reference | None = None,
     force: bool = False,
 ) -> RebuiltPartition:
     """Replay a partition from its beginning and write every position with a higher generation.
@@ -51,6 +53,7 @@ async def rebuild_partition(
         partition_of: Partition of a key, given the number of partitions.
         fence: Called with the offset that the group will go on at, right before positions are
             written; raises where the group has members by now.
+        reference: As the group has it; it matters where doubtful trades are refused.
         force: Go on although the oldest trades are deleted already, and so forget them.
 
     Raises:
@@ -70,6 +73,8 @@ async def rebuild_partition(
         default_currency=settings.defaults_currency,
         belongs=None if accepts_all else lambda key: partition_of(key.encode(), count) == partition,
         dedupe_window=settings.dedupe_window,
+        reference=reference,
+        is_strict=settings.validation_strict,
     )
     records = 0
     async for chunk in _chunks(reader, settings.kafka_topic, partition, first, stop):

@@ -21,6 +21,7 @@ def consumer_counts(
     source: RecordSource,
     health: Health,
     is_paused: bool,
+    is_reference_refused: bool,
     now_ms: int,
 ) -> ConsumerCounts:
     """Make the counts of this moment, between two turns of the loop.
@@ -32,6 +33,7 @@ def consumer_counts(
         source: Knows the assignment, and where the partitions ended when they were last fetched.
         health: Knows when there was progress.
         is_paused: Whether the partitions are paused because too much is in flight.
+        is_reference_refused: Whether the file of reference data is not right.
         now_ms: Wall clock.
     """
     ends = source.known_ends()
@@ -53,6 +55,7 @@ def consumer_counts(
         assigned_partitions=len(source.assignment.partitions),
         stopped_partitions=len(stats.stopped),
         quarantined_batches=stats.quarantined_batches,
+        is_reference_refused=is_reference_refused,
         rebalances=stats.rebalances,
         epoch=source.assignment.epoch,
         commits={"ok": stats.commits, "failed": stats.failed_commits},

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import Final
 
@@ -32,8 +33,9 @@ from app.models import (
 from app.money import ONE_E8, to_decimal
 from app.pnl import Holding
 from app.ports import Headers, RecordBatch
+from app.reference import Reference
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, MAX_NS, NS_PER_MS, utc_ns
-from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event
+from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event, refuse_doubtful
 
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
 MAX_MOVED_HEADER_BYTES: Final = 512 * 1024
@@ -135,6 +137,8 @@ class TradeProcessor:
         dedupe_window: Offsets for which a trade that was sent twice is recognised at least.
         applies_from: Records before this offset are read for the window alone. Whether one of them
             is a repeat is not known, since what was before them is not read again.
+        reference: Data and limits by which trades are marked as suspect; nothing is without.
+        is_strict: Whether doubtful identifiers and dates are refused.
 
     Attributes:
         window: The trades that are recognised when they come again.
@@ -149,6 +153,8 @@ class TradeProcessor:
         rekeys: bool = True,
         dedupe_window: int = 0,
         applies_from: int = 0,
+        reference: Reference | None = None,
+        is_strict: bool = False,
     ) -> None:
         self._repeats = DedupeWindow(dedupe_window, default_currency)
         self.window: Identity = self._repeats
@@ -161,6 +167,16 @@ class TradeProcessor:
         self._default_currency = default_currency
         self._belongs = belongs
         self._rekeys = rekeys
+        self._reference = reference
+        self._is_strict = is_strict
+
+    def refer_to(self, reference: Reference | None) -> None:
+        """Mark trades by other reference data from the next one on."""
+        if reference is self._reference:
+            return
+        self._reference = reference
+        for holding in self._holdings.values():
+            holding.approved = NOTHING  # until a trade of it is judged by all the rules
 
     @property
     def positions(self) -> Mapping[str, Position]:
@@ -183,8 +199,10 @@ class TradeProcessor:
         """
         trade = check_event(event, default_currency=self._default_currency)
         self._check_action(event)
+        suspects = self._suspects(event, trade)
         key = position_key(event.book, str(event.symbol))
         holding = self._holdings.get(key) or self._new_holding(event)
+        suspects += self._doubts(holding, event, trade)
         realized_before_e24 = holding.realized_e24
         self._book(holding, event, trade, holding.source_offset + 1)
         after = holding.position()
@@ -203,7 +221,7 @@ class TradeProcessor:
             unrealized_pnl=to_decimal(after.unrealized_e24, 24),
             fees=to_decimal(after.fees_e8),
             mark=to_decimal(after.mark_e8),
-            suspects=list(trade.suspects),
+            suspects=list(suspects),
         )
 
     def process_batch(
@@ -232,10 +250,13 @@ class TradeProcessor:
         appended_ms = min([record.timestamp for record in batch.records])
         # Below MAX_NS whatever a producer's clock says: that is the time of what was not read.
         horizon_ns = min(appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS, MAX_NS - 1)
+        oldest_ns = self._oldest_ns(batch)
         if events is not None:
             result.rows = LedgerRows(batch.partition, self._default_currency)
         for run in self.window.runs(batch.offsets):
             common = _common(batch, run, effects_from, events)
+            if oldest_ns is not None:
+                common = map(partial(_if_recent, oldest_ns), common)
             self._process_run(
                 result, batch, run, common, effects_from=effects_from, horizon_ns=horizon_ns
             )
@@ -329,6 +350,8 @@ class TradeProcessor:
         trade = check_event(event, is_plain=is_plain, default_currency=self._default_currency)
         if not is_plain:
             self._check_action(event)
+        appended_ns = batch.records[index].timestamp * NS_PER_MS
+        suspects = self._suspects(event, trade, appended_ns)
         headers = batch.headers.get(index, ())
         origin = origin_of(headers)
         key = position_key(event.book, event.symbol)  # type: ignore[arg-type]  # checked
@@ -339,6 +362,8 @@ class TradeProcessor:
                     result.misplaced.append((index, key))
                 return None
             holding = self._new_holding(event)
+        # Before it is booked: the price of the trade before it is what its own is held against.
+        suspects += self._doubts(holding, event, trade, appended_ns)
         value = batch.values[index] or b""
         settled = self._settle(holding, Incoming(offset, value, event, trade, origin))
         fate, holding = settled.fate, settled.holding
@@ -351,8 +376,7 @@ class TradeProcessor:
             result.touched.append(holding)
         if fate is not None:
             return fate
-        suspects = trade.suspects + settled.suspects
-        suspects += _suspect_time(trade, batch.records[index].timestamp)
+        suspects += settled.suspects
         if result.rows is not None and is_open:
             result.rows.add(offset, settled.event, settled.trade, suspects, content=settled.content)
             if settled.correction is not None:
@@ -361,6 +385,50 @@ class TradeProcessor:
         result.unknown_fields += unknown_fields
         result.suspects.update(suspects)
         return Fate.BOOKED
+
+    def _suspects(
+        self, event: TradeEvent, trade: CheckedTrade, appended_ns: int | None = None
+    ) -> tuple[str, ...]:
+        """Tell what is doubtful about an event alone.
+
+        Raises:
+            InvalidTradeError: For that it is refused.
+        """
+        suspects = trade.suspects
+        if appended_ns is not None and trade.time_ns > appended_ns + FUTURE_TOLERANCE_NS:
+            suspects += ("timestamp-in-future",)
+        if self._reference is not None:
+            suspects += self._reference.doubtful_codes(
+                event, trade, default_currency=self._default_currency
+            )
+        if self._is_strict:
+            refuse_doubtful(suspects)
+        return suspects
+
+    def _doubts(
+        self,
+        holding: Holding,
+        event: TradeEvent,
+        trade: CheckedTrade,
+        appended_ns: int | None = None,
+    ) -> tuple[str, ...]:
+        """Tell what is doubtful about a trade of a position, as it is before the trade."""
+        if self._reference is None:
+            return ()
+        return self._reference.doubts(
+            event,
+            trade,
+            currency=event.currency or self._default_currency,
+            last_price_e8=holding.mark_e8 if holding.trade_count else None,
+            appended_ns=appended_ns,
+        )
+
+    def _oldest_ns(self, batch: RecordBatch) -> int | None:
+        """Give the execution time from which on no trade of a batch is too old."""
+        if self._reference is None or self._reference.max_age_ns is None:
+            return None
+        newest_ms = max([record.timestamp for record in batch.records])
+        return newest_ms * NS_PER_MS - self._reference.max_age_ns
 
     def _settle(self, holding: Holding, came: Incoming) -> Settled:
         """Decide what becomes of a trade, and book it if it is to be booked.
@@ -450,6 +518,14 @@ class TradeProcessor:
         """Let the next common trade be booked without a closer look, if that is the same."""
         if holding.multiplier_e8 != ONE_E8 or holding.currency != self._default_currency:
             holding.approved = NOTHING
+        elif self._reference is not None:
+            holding.approved = self._reference.approved(
+                holding.book,
+                holding.symbol,
+                currency=holding.currency,
+                unit_e8=holding.unit_e8,
+                last_price_e8=holding.mark_e8,
+            )
         else:
             holding.approved = WHOLE_UNITS if holding.unit_e8 == ONE_E8 else FRACTIONS
 
@@ -517,6 +593,11 @@ def _is_second_copy(holding: Holding, origin: Origin) -> bool:
     )
 
 
-def _suspect_time(trade: CheckedTrade, appended_ms: int) -> tuple[str, ...]:
-    is_in_future = trade.time_ns > appended_ms * NS_PER_MS + FUTURE_TOLERANCE_NS
-    return ("timestamp-in-future",) if is_in_future else ()
+def _if_recent(oldest_ns: int, event: PlainEvent | None) -> PlainEvent | None:
+    """Give a common trade that is surely not too old; any other is judged by all the rules."""
+    if event is None:
+        return None
+    time_ns = KNOWN_HEADS.get(event.timestamp[:23])  # cut down to a millisecond
+    if time_ns is None or time_ns < oldest_ns:
+        time_ns = utc_ns(event.timestamp)
+    return event if time_ns is not None and time_ns >= oldest_ns else None

@@ -259,6 +259,7 @@ class Takeover:
                 belongs=belongs_or_any,
                 rekeys=policy is KeyMismatch.REKEY,
                 recent=self._settings.dedupe_window,
+                is_strict=self._settings.validation_strict,
             )
         return TradeProcessor(
             positions,
@@ -267,4 +268,5 @@ class Takeover:
             rekeys=policy is KeyMismatch.REKEY,
             dedupe_window=self._settings.dedupe_window,
             applies_from=applies_from,
+            is_strict=self._settings.validation_strict,
         )

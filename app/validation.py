@@ -4,6 +4,7 @@ A fault in a field that feeds the key or the arithmetic refuses the event; a fau
 field makes it suspect. Reason codes are an outside contract: added to, never renamed.
 """
 
+from collections.abc import Iterable
 from datetime import date
 from typing import Final, get_type_hints
 
@@ -33,6 +34,16 @@ _CHECK_DIGITS: Final = {
     "ccp_lei": lei,
 }
 _CURRENCY_LENGTH: Final = 3
+_REFUSED_IF_STRICT: Final = frozenset(
+    {
+        *("currency-unknown", "fee-currency-unknown", "fee-scale", "mic-unknown", "mic-inactive"),
+        *("isin-check-digit", "figi-check-digit", "lei-check-digit"),
+        *("trade-date-unparseable", "settlement-date-unparseable", "settlement-before-trade"),
+        "timestamp-in-future",
+    }
+)
+"""Doubts about identifiers and dates. What a file of reference data says is not among them: it may
+change while a record is read twice, and each record has one fate."""
 _GOOD_KEY_PARTS_LIMIT: Final = 65_536
 _good_key_parts: set[str] = set()  # books and symbols repeat: each is looked at once
 _TEXT_FIELDS: Final = tuple(
@@ -99,6 +110,17 @@ def check_event(
     return CheckedTrade(
         sign, price_e8, quantity_e8, time_ns, multiplier_e8, fee_e8, tuple(suspects)
     )
+
+
+def refuse_doubtful(suspects: Iterable[str]) -> None:
+    """Refuse a trade for what is doubtful about its identifiers and dates.
+
+    Raises:
+        InvalidTradeError: With the first such code.
+    """
+    for code in suspects:
+        if code in _REFUSED_IF_STRICT:
+            raise InvalidTradeError(code, f"VALIDATION_STRICT refuses doubtful trades: {code}")
 
 
 def _check_name(text: object, field: str) -> str:
@@ -278,8 +300,11 @@ def _suspect_identifiers(event: TradeEvent, suspects: list[str]) -> None:
 
 
 def _suspect_dates(event: TradeEvent, time_ns: int, suspects: list[str]) -> None:
-    traded = _date(event.trade_date, "trade_date", suspects)
-    settled = _date(event.settlement_date, "settlement_date", suspects)
+    traded, settled = day_of(event.trade_date), day_of(event.settlement_date)
+    if traded is None and event.trade_date is not None:
+        suspects.append("trade-date-unparseable")
+    if settled is None and event.settlement_date is not None:
+        suspects.append("settlement-date-unparseable")
     if settled is not None:
         traded = traded or date.fromordinal(_EPOCH_ORDINAL + time_ns // (86_400 * NS_PER_S))
         if settled < traded:
@@ -289,11 +314,9 @@ def _suspect_dates(event: TradeEvent, time_ns: int, suspects: list[str]) -> None
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 
 
-def _date(text: str | None, field: str, suspects: list[str]) -> date | None:
-    if text is None:
-        return None
+def day_of(text: str | None) -> date | None:
+    """Read a day; `None` where there is none, or none that can be read."""
     try:
-        return date.fromisoformat(text)
+        return None if text is None else date.fromisoformat(text)
     except ValueError:
-        suspects.append(f"{reason_name(field)}-unparseable")
         return None

@@ -12,4 +12,5 @@ compile -c requirements.txt -o requirements/runtime.txt
 compile --group dev -c requirements.txt -o requirements/dev.txt
 compile --group fuzz -c requirements.txt -o requirements/fuzz.txt
 compile --extra clickhouse -c requirements.txt -o requirements/clickhouse.txt
+compile --extra calendars -c requirements.txt -o requirements/calendars.txt
 compile --group oracles -c requirements.txt -c requirements/dev.txt -o requirements/oracles.txt

@@ -22,6 +22,7 @@ from app.memory_io import (
 )
 from app.metrics import ConsumerMetrics
 from app.ports import Ledger
+from app.reference_file import ReferenceFile
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
 
@@ -124,11 +125,14 @@ class World:
             | settings
         )
 
-    def worker(self, on: Ledger | None = None) -> Worker:
+    def worker(
+        self, on: Ledger | None = None, reference_file: ReferenceFile | None = None
+    ) -> Worker:
         """Make a worker, not started; in a running loop, whose clock it takes.
 
         Args:
             on: A ledger in the place of one in the world's database.
+            reference_file: Data by which trades are marked, if any.
         """
         source = MemorySource(self.broker, TRADES, self.settings.kafka_group_id)
         publisher = MemoryPublisher(self.broker)
@@ -142,6 +146,7 @@ class World:
             partition_of=source.partition_of,
             settings=self.settings,
             ledger=on or ledger,
+            reference_file=reference_file,
             health=health,
             metrics=ConsumerMetrics(topic=TRADES),
             now_ns=lambda: NOW_MS * 1_000_000,

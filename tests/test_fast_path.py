@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 from unittest import mock
@@ -22,6 +23,7 @@ from app.models import Position, TradeEvent
 from app.money import ONE_E8
 from app.pnl import Holding
 from app.ports import Headers, RecordBatch
+from app.reference import BookTable, InstrumentTable, LimitsTable, Reference
 from app.services import BatchResult, TradeProcessor
 from app.validation import check_event
 
@@ -249,10 +251,15 @@ def streams(draw: st.DrawFn) -> list[Stored]:
 # -- one batch, many batches, and no memory
 
 
-def a_processor(positions: Sequence[Position] = (), window: int = 0) -> TradeProcessor:
+def a_processor(
+    positions: Sequence[Position] = (), window: int = 0, reference: Reference | None = None
+) -> TradeProcessor:
     """Give a processor to which every key but those of `C` belongs."""
     return TradeProcessor(
-        positions, belongs=lambda key: not key.endswith("C"), dedupe_window=window
+        positions,
+        belongs=lambda key: not key.endswith("C"),
+        dedupe_window=window,
+        reference=reference,
     )
 
 
@@ -326,6 +333,7 @@ def compare(
     lived: Sequence[Stored] = (),
     start: int = 0,
     window: int = 0,
+    reference: Reference | None = None,
 ) -> None:
     """Hold one batch in a program that remembers much to the long ways.
 
@@ -335,10 +343,11 @@ def compare(
         lived: Records of the partition that the same processor has seen before.
         start: Fates before this offset are settled.
         window: Offsets for which a trade that was sent twice is recognised.
+        reference: Data by which trades are marked.
     """
 
     def outcome(size: int, *, is_cold: bool = False) -> Outcome:
-        processor = a_processor(positions, window)
+        processor = a_processor(positions, window, reference)
         run(processor, lived, size=size, is_cold=is_cold)
         return run(processor, records, size=size, effects_from=start, is_cold=is_cold)
 
@@ -385,6 +394,39 @@ def test_replay_in_one_batch_is_as_one_by_one(records: list[Stored], data: st.Da
     start = data.draw(st.sampled_from([0, *(record.offset for record in records), 10**6]))
     first = data.draw(st.integers(0, len(records) - 1))
     compare(records[first:], kept, start=start, window=data.draw(windows))
+
+
+OF_AMOUNTS: Final = InstrumentTable(tick=Decimal("0.5"), lot=Decimal(1), collar=Decimal(2))
+FOLLOWING: Final = LimitsTable(
+    max_quantity=Decimal(3),
+    max_notional={"USD": Decimal(20)},
+    collar_percent=Decimal(50),
+    collar_around="last-trade",
+)
+references = st.sampled_from(
+    [
+        Reference(),
+        Reference(instruments={"A": OF_AMOUNTS, "B": InstrumentTable()}, max_age_ns=10**6),
+        Reference(limits=FOLLOWING, books={"DESK": BookTable()}),
+        Reference(instruments={"A": OF_AMOUNTS}, limits=FOLLOWING),
+    ]
+)
+
+
+@given(streams(), windows, references, st.data())
+def test_reference_data_mark_the_same_trades_on_either_way(
+    records: list[Stored], window: int, reference: Reference, data: st.DataObject
+) -> None:
+    """Whatever bodies come, in whatever batches, after a restart as well; and book the same."""
+    compare(records, window=window, reference=reference)
+    start = data.draw(st.integers(0, len(records) - 1))
+    lived = a_processor(window=window, reference=reference)
+    run(lived, records[:start], size=3)
+    compare(records[start:], list(lived.positions.values()), window=window, reference=reference)
+    run(lived, records[start:], size=len(records))
+    without = a_processor(window=window)
+    run(without, records, size=len(records))
+    assert lived.positions == without.positions
 
 
 def event(**fields: Any) -> bytes:

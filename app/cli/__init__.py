@@ -3,7 +3,19 @@
 import typer
 
 from app import producer
-from app.cli import broker, copying, db, dlq, ledger, positions, quarantine, run, state, topics
+from app.cli import (
+    broker,
+    copying,
+    db,
+    dlq,
+    ledger,
+    positions,
+    quarantine,
+    reference,
+    run,
+    state,
+    topics,
+)
 from app.cli import replay as replay_command
 from app.lifecycle import run_command
 
@@ -31,6 +43,7 @@ app.command("pnl")(ledger.pnl)
 app.command("export")(ledger.export)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(reference.app, name="reference")
 app.add_typer(state.gap, name="gap")
 app.add_typer(state.config, name="config")
 app.add_typer(copying.app, name="copy")

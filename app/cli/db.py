@@ -23,6 +23,7 @@ from app.kafka_io.partitioner import KeyPartitioner
 from app.ledger import migrate_ledger, open_backfill_of, open_pruner_of, require_ledger
 from app.lifecycle import EXIT_FAILED, run_with_stop, start_up
 from app.progress import Progress
+from app.reference_file import reference_of
 from app.stores.changelog import Changelog
 from app.views import read_quarantined
 
@@ -139,6 +140,7 @@ def backfill(
 async def _backfill(
     settings: Settings, stop: asyncio.Event, connect_timeout_s: float
 ) -> list[Backfilled]:
+    reference = reference_of(settings)
     reader = KafkaLogReader(settings)
     ranges = await until_connected(
         lambda: reader.offset_ranges(settings.kafka_topic), timeout_s=connect_timeout_s
@@ -157,6 +159,7 @@ async def _backfill(
             ledger=ledger,
             changelog=Changelog.of(reader, settings),
             partition_of=lambda key: partitioner.partition(key, len(ranges)),
+            reference=reference,
         )
         with Progress("backfill", total=await filling.claim()) as progress:
 

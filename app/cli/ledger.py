@@ -44,6 +44,9 @@ _E8: Final = 10**8
 _MARK_SOURCE: Final = "last-trade"
 
 SuspectOption = Annotated[bool, typer.Option("--suspect", help="Only what is doubtful.")]
+CodeOption = Annotated[
+    str | None, typer.Option("--code", help="Only what is doubtful by this code, as off-tick.")
+]
 TradeIdOption = Annotated[str | None, typer.Option("--trade-id", help="Every event of this trade.")]
 
 
@@ -63,6 +66,7 @@ def trades(
     until: UntilOption = None,
     trade_id: TradeIdOption = None,
     suspect: SuspectOption = False,
+    code: CodeOption = None,
     limit: LimitOption = None,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
@@ -77,6 +81,7 @@ def trades(
         until_ns=time_ns(until, "--until"),
         trade_id=trade_id,
         is_suspect=suspect,
+        code=code,
         limit=_rows_asked(form, limit),
     )
 
@@ -254,6 +259,7 @@ def export(
     until: UntilOption = None,
     trade_id: TradeIdOption = None,
     suspect: SuspectOption = False,
+    code: CodeOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT_S,
 ) -> None:
@@ -270,6 +276,7 @@ def export(
         until_ns=time_ns(until, "--until"),
         trade_id=trade_id,
         is_suspect=suspect,
+        code=code,
         limit=limit,
     )
     _check_filters(what, filters)
@@ -293,12 +300,12 @@ def export(
 
 
 def _check_filters(what: What, filters: Filters) -> None:
-    of_trades = (filters.trade_id, filters.is_suspect or None)
+    of_trades = (filters.trade_id, filters.is_suspect or None, filters.code)
     of_both = (filters.book, filters.symbol, filters.since_ns, filters.until_ns)
     wrong = {What.TRADES: (), What.POSITIONS: of_trades, What.DEAD_LETTERS: (*of_trades, *of_both)}
     if any(given is not None for given in wrong[what]):
         named = (
-            "--trade-id and --suspect are"
+            "--trade-id, --suspect and --code are"
             if what is What.POSITIONS
             else "filters by what a trade says are"
         )

@@ -42,6 +42,7 @@ from app.position_codec import (
     position_json,
 )
 from app.rebuild import RebuiltPartition, rebuild_partition
+from app.reference_file import reference_of
 from app.stores.ledger_queries import Filters, Owner
 from app.tabular import shown as shown_cell
 from app.timestamps import parse_timestamp
@@ -197,6 +198,7 @@ def rebuild(
 
     async def run(stop: asyncio.Event) -> list[RebuiltPartition]:
         settings = start_up()
+        reference = reference_of(settings)
         async with open_publisher(settings, stop, connect_timeout_s=connect_timeout) as publisher:
             reader = KafkaLogReader(settings)
             committed = await committed_offsets(settings)
@@ -224,6 +226,7 @@ def rebuild(
                     publisher=publisher,
                     partition_of=KeyPartitioner().partition,
                     fence=fence,
+                    reference=reference,
                     force=force,
                 )
                 typer.echo(

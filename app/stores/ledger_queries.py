@@ -46,6 +46,7 @@ class Filters:
         until_ns: Executed before that time.
         trade_id: Every event of this trade.
         is_suspect: Only what is doubtful.
+        code: Only what is doubtful by this code, among others.
         limit: At most so many rows.
     """
 
@@ -55,6 +56,7 @@ class Filters:
     until_ns: int | None = None
     trade_id: str | None = None
     is_suspect: bool = False
+    code: str | None = None
     limit: int | None = None
 
 
@@ -217,6 +219,8 @@ class LedgerReader:
         statement.where_time("executed_ns", filters)
         if filters.is_suspect:
             statement.where("suspects IS NOT NULL")
+        if filters.code is not None:
+            statement.where("{} = ANY(suspects)", filters.code)
         if filters.trade_id is not None:
             await self._where_trade(statement, filters.trade_id)
         order = _NEWEST_FIRST if newest_first else " ORDER BY source_partition, source_offset"

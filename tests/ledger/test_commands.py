@@ -108,7 +108,9 @@ def test_trades_in_every_form(filled: str) -> None:
         "executed_at": "2026-03-02T09:00:00.000000001Z", "suspects": None, "details": None,
         "source_partition": 0, "source_offset": 1,
     }  # fmt: skip
-    output, _ = run(filled, "trades", "--csv", "--suspect")
+    output, _ = run(filled, "trades", "--csv", "--code", "off-tick")
+    assert not list(csv.DictReader(io.StringIO(output)))
+    output, _ = run(filled, "trades", "--csv", "--suspect", "--code", "isin-check-digit")
     (row,) = csv.DictReader(io.StringIO(output))
     assert (row["trade_id"], row["symbol"]) == ("'=cmd|' /C calc'!A0", "'-[bold]@SUM")
     assert (row["quantity"], row["notional"]) == ("0.00000001", "0.00000003")

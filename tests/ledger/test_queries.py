@@ -75,6 +75,8 @@ async def test_filters_take_what_they_say_and_the_newest_is_first(filled: Databa
     ]  # fmt: skip
     assert await ids(filled, until_ns=ns("2026-03-02T09:00:00.000000001Z")) == ["T1"]
     assert await ids(filled, is_suspect=True) == ["T5"]
+    assert await ids(filled, code="isin-check-digit") == ["T5"]
+    assert await ids(filled, code="off-tick") == []
     assert await ids(filled, trade_id="T3") == ["T3"]
     assert await ids(filled, trade_id="T3", symbol="AAPL") == []
     assert await ids(filled, trade_id="'") == []
