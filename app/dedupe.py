@@ -1,7 +1,7 @@
 """The same trade sent twice: recognised by its id within a window of the log, without any clock."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from app.codec import MAX_COMMON_BYTES, decode_event
 from app.content import content_hash
@@ -70,13 +70,22 @@ class LedgerIdentity(Identity):
 
     What is booked is known here until the ledger has it; what the ledger has, it is asked for. So
     a trade is recognised however long ago it was booked, and in whichever partition.
+
+    Args:
+        default_currency: Currency of a trade that names none.
+        awaited: Ids of the trades of which events wait, as they are at any time: a trade among them
+            has an entry, so that it is never booked without a closer look.
     """
 
-    __slots__ = ()
+    __slots__ = ("_awaited",)
+
+    def __init__(self, default_currency: str, awaited: Collection[str] = ()) -> None:
+        super().__init__(default_currency)
+        self._awaited = awaited
 
     def freeze(self) -> None:
         """Begin anew; what was known stays known until `settle`."""
-        self.known_before, self.known = self.known, {}
+        self.known_before, self.known = self.known, dict.fromkeys(self._awaited)
 
     def settle(self) -> None:
         """Forget what the ledger has by now."""
@@ -90,10 +99,14 @@ class LedgerIdentity(Identity):
         """Remember what a trade has become."""
         self.known[trade_id] = known
 
+    def expect(self, trade_id: str) -> None:
+        """Let whatever comes of a trade be looked at closely."""
+        self.known.setdefault(trade_id, None)
+
     def add(self, found: Mapping[str, StoredTrade]) -> None:
         """Remember what the ledger has of the trades that come next, but for what is newer."""
         for trade_id, stored in found.items():
-            if trade_id not in self.known and trade_id not in self.known_before:
+            if self.known.get(trade_id) is None and self.known_before.get(trade_id) is None:
                 self.known[trade_id] = self._known(stored)
 
     def get(self, trade_id: str) -> KnownTrade | None:

@@ -57,7 +57,7 @@ async def test_every_example_gives_what_the_page_shows(
     filled: Database, ledger_server: EmbeddedPostgres
 ) -> None:
     """And every block of SQL is an example with an answer."""
-    assert len(EXAMPLES) == PAGE.count("```sql\n") == 8
+    assert len(EXAMPLES) == PAGE.count("```sql\n") == 9
     for question, shown in EXAMPLES:
         assert answer(ledger_server, filled.url, question) == shown.rstrip(), question
 
@@ -176,4 +176,4 @@ async def test_the_migrator_prunes(roles: dict[str, str]) -> None:
 
 def test_trades_of_the_page_are_json() -> None:
     """Each line by itself."""
-    assert len([json.loads(line) for line in block("json").splitlines()]) == 7
+    assert len([json.loads(line) for line in block("json").splitlines()]) == 8
