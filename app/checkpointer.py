@@ -94,6 +94,9 @@ class Checkpointer:
 
     def in_flight(self, partition: OpenPartition) -> int:
         """Count the records of a partition that have no committed fate yet."""
+        if partition.number in self.refused or partition.number in self.lost:
+            # Its effects are dropped, and the loop has yet to part with it.
+            return partition.consumed_records - partition.settled_records
         of_it = [partition.effects, partition.acked]
         of_it += [
             w[partition.number] for w in (self._in_flush, self._in_commit) if partition.number in w
