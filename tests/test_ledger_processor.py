@@ -387,6 +387,17 @@ async def test_what_has_waited_is_judged_as_if_it_came_then() -> None:
     assert desk.database.parked.keys() == {(0, 7)}
 
 
+async def test_a_change_under_another_name_is_found_out_when_its_new_comes() -> None:
+    """Although the NEW is a common trade of a position that nothing waits for."""
+    desk = Desk()
+    await desk.process(event("C", 5), event("B", 90, symbol="X", **AMEND))
+    await desk.process(event("D", 5))
+    result = await desk.process(event("B", 100))
+    assert late_reasons(result.late_refusals) == ["key-changed"]
+    assert result.fates == {Fate.BOOKED: 1}
+    assert not desk.processor.has_parked
+
+
 async def test_what_follows_a_refused_event_goes_on_waiting() -> None:
     """The refused one changes nothing; another one in its place does."""
     desk = Desk()

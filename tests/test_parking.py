@@ -5,7 +5,8 @@ from typing import Any, Final
 import pytest
 
 from app.config import IdentityScope
-from app.memory_io import Fault, MemoryDatabase
+from app.memory_io import Fault, MemoryDatabase, MemoryLedger
+from app.ports import LedgerWrite
 from app.timestamps import parse_timestamp
 from tests.memory_world import (
     DEAD_LETTERS,
@@ -279,28 +280,6 @@ async def test_parked_records_change_their_owner() -> None:
 
 
 @virtual_time
-async def test_what_another_owner_has_given_up_is_not_kept() -> None:
-    """No offset tells that the partition was somebody else's meanwhile: what is parked does."""
-    desk = Desk(positions_heartbeat_s=3600)
-    desk.publish(AMEND)
-    worker = desk.worker()
-    await worker.start()
-    await until(lambda: desk.is_committed and len(worker.consumer._open) == 2)
-    worker.source.crash()  # the group takes it for dead, and it does not know
-    desk.let_time_pass(DEADLINE_S)
-    await desk.consume()
-    assert desk.waiting == []
-    await worker.source.start()
-    await until(lambda: len(worker.consumer._open) == 2)
-    desk.publish(NEW)
-    await until(lambda: desk.is_committed)
-    stats = await worker.finish()
-    assert desk.booked == [(1, "1", "NEW")]
-    assert stats.fates == {"booked": 1}
-    assert conservation(worker)[0] == 0
-
-
-@virtual_time
 async def test_without_a_ledger_nothing_waits() -> None:
     """A change needs one, as ever."""
     world = World()
@@ -323,3 +302,45 @@ async def test_a_window_leaves_alone_what_is_parked() -> None:
     desk.publish(NEW)
     await desk.consume()
     assert (desk.waiting, len(desk.booked)) == ([], 3)
+
+
+@virtual_time
+async def test_state_is_kept_only_while_the_same_records_are_parked() -> None:
+    """No offset moves when another owner gives a record up: what is parked tells of it."""
+    desk = Desk()
+    desk.publish(AMEND)
+    await desk.consume()
+    worker = desk.worker()
+    takeover = worker.consumer._takeover
+    await worker.source.start()
+    partition = await takeover.take_over(0, None)
+    assert await takeover.take_over(0, partition) is partition
+    worker.source.crash()
+    desk.let_time_pass(DEADLINE_S)
+    await desk.consume()
+    assert desk.letters == [(0, "orphan-lifecycle")]
+    await worker.source.start()
+    again = await takeover.take_over(0, partition)
+    assert again is not partition
+    assert partition.processor.parked == {0}
+    assert not again.processor.parked
+
+
+@virtual_time
+async def test_a_former_owner_sends_no_dead_letter_of_what_waits() -> None:
+    """The ledger refuses its refusal first: the record has its fate by another owner."""
+    desk = Desk()
+    desk.publish(AMEND)
+    worker = desk.worker()
+    await worker.start()
+    await until(lambda: desk.is_committed and len(worker.consumer._open) == 2)
+    owner = MemoryLedger(desk.tables)
+    assert await owner.claim(0) == 1
+    assert await owner.write({0: LedgerWrite(1, 1, released=[0])}) == {}
+    desk.let_time_pass(DEADLINE_S)
+    await until(lambda: desk.tables.owners[0] is worker.ledger)
+    desk.publish(NEW)
+    await until(lambda: desk.is_committed)
+    await worker.finish()
+    assert desk.letters == []
+    assert desk.booked == [(1, "1", "NEW")]
