@@ -5,12 +5,16 @@ is a ledger, then positions, then the next offsets are committed by name. A cras
 the commit makes the records come again, and what is applied already is recognised by its offset.
 Positions come after dead letters because some refusals follow from a position: once a later state
 is stored, they could not be judged again.
+
+The refusal of a parked record follows from the time as well, so that another life might judge it
+otherwise: it is stored first, in the ledger, then its dead letter is sent, and with the next flush
+the record is parked no more.
 """
 
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
@@ -21,7 +25,7 @@ import structlog
 from app.errors import OwnershipError, TransportError
 from app.health import Health, Unready
 from app.ledger_codec import LedgerRows
-from app.models import Fate, Position
+from app.models import Fate, Position, Refusal
 from app.pnl import Holding
 from app.ports import (
     Ledger,
@@ -56,6 +60,8 @@ class PartitionEffects:
         changelog_offset: Offset that our next write of a position should get.
         rows: Lines for the ledger, where there is one.
         ledger_offset: Next source offset that the ledger holds before them.
+        late_sends: Dead letters of parked records, by offset: sent once the ledger has the refusal.
+        sent_late: Offsets of those that were acknowledged before.
         fates: Fates that the records get with this checkpoint.
         reasons: Dead letters by reason code.
         kinds: Dead letters by kind of error.
@@ -71,6 +77,8 @@ class PartitionEffects:
     changelog_offset: int = 0
     rows: LedgerRows | None = None
     ledger_offset: int | None = None
+    late_sends: dict[int, OutgoingRecord] = field(default_factory=dict)
+    sent_late: list[int] = field(default_factory=list)
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -79,12 +87,29 @@ class PartitionEffects:
     @property
     def size(self) -> int:
         """How many records it takes to send all of it, about."""
-        return len(self.sends) + len(self.touched) + len(self.positions)
+        sends = len(self.sends) + len(self.late_sends)
+        return sends + len(self.touched) + len(self.positions)
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether parked records change, which may be without a next offset."""
+        return bool(self.late_sends or self.sent_late)
 
     def add_sends(self, records: Sequence[OutgoingRecord]) -> None:
         """Add dead letters and re-keyed trades of the next records."""
         self.sends += records
         self.send_bytes += sum(record.size for record in records)
+
+    def note_refusals(self, refusals: Collection[Refusal]) -> None:
+        """Count records that are dead-lettered."""
+        self.fates[Fate.DEAD_LETTERED] += len(refusals)
+        self.reasons.update(refusal.reason for refusal in refusals)
+        self.kinds.update(refusal.kind for refusal in refusals)
+
+    def add_late_sends(self, records: Mapping[int, OutgoingRecord]) -> None:
+        """Add dead letters of parked records."""
+        self.late_sends |= records
+        self.send_bytes += sum(record.size for record in records.values())
 
     def add_rows(self, rows: LedgerRows) -> None:
         """Add what the next records leave in the ledger."""
@@ -110,6 +135,9 @@ class PartitionEffects:
             corrections=rows.corrections if rows else (),
             dead_letters=rows.dead_letters if rows else (),
             positions=self.positions.values(),
+            parked=list(rows.parked.values()) if rows else (),
+            refused=rows.refused if rows else {},
+            released=[*(rows.released if rows else ()), *self.sent_late],
         )
 
     def absorb(self, other: "PartitionEffects") -> None:
@@ -182,6 +210,7 @@ async def flush(
     result.send_retries = patience.retried_records + len(result.refused)
     if ledger is not None:
         await _book(ledger, effects, result, patience)
+        await _send_late(effects, publisher, result, patience)
     written = {}
     for partition, effect in effects.items():
         if partition not in result.refused and partition not in result.lost:
@@ -215,7 +244,8 @@ async def _book(
     writes = {
         partition: effect.for_ledger()
         for partition, effect in effects.items()
-        if partition not in result.refused and effect.next_offset > (effect.ledger_offset or 0)
+        if partition not in result.refused
+        and (effect.has_parked or effect.next_offset > (effect.ledger_offset or 0))
     }
     while writes:
         try:
@@ -225,6 +255,24 @@ async def _book(
         else:
             patience.end()
             return
+
+
+async def _send_late(
+    effects: Mapping[int, PartitionEffects],
+    publisher: Publisher,
+    result: FlushResult,
+    patience: "_Patience",
+) -> None:
+    """Send the dead letters whose refusal the ledger has by now."""
+    sends = {
+        partition: list(effect.late_sends.values())
+        for partition, effect in effects.items()
+        if effect.late_sends and partition not in result.refused and partition not in result.lost
+    }
+    if sends:
+        started_s = asyncio.get_running_loop().time()
+        await _publish_all(sends, publisher, result, patience)
+        result.sends_s += asyncio.get_running_loop().time() - started_s
 
 
 class _Patience:

@@ -93,12 +93,15 @@ class Checkpointer:
         return [task for task in (self._flush, self._commit) if task is not None]
 
     def in_flight(self, partition: OpenPartition) -> int:
-        """Count the records of a partition whose fate is decided and not yet committed."""
+        """Count the records of a partition that have no committed fate yet."""
+        if partition.number in self.refused or partition.number in self.lost:
+            # Its effects are dropped, and the loop has yet to part with it.
+            return partition.consumed_records - partition.settled_records
         of_it = [partition.effects, partition.acked]
         of_it += [
             w[partition.number] for w in (self._in_flush, self._in_commit) if partition.number in w
         ]
-        return sum(effects.fates.total() for effects in of_it)
+        return len(partition.processor.parked) + sum(effects.fates.total() for effects in of_it)
 
     @property
     def send_bytes(self) -> int:
@@ -182,9 +185,11 @@ class Checkpointer:
         if self._commit is not None:
             return
         for partition in self._going_on():
-            if partition.acked.next_offset > partition.committed:
-                self._in_commit[partition.number] = partition.acked
-                partition.acked = PartitionEffects(partition.acked.next_offset)
+            # What was parked gets its fate with an offset that may be committed already.
+            acked = partition.acked
+            if acked.next_offset > partition.committed or acked.fates.total():
+                self._in_commit[partition.number] = acked
+                partition.acked = PartitionEffects(acked.next_offset)
         if not self._in_commit:
             return
         self._commit_started_s = self._monotonic()
@@ -229,6 +234,7 @@ class Checkpointer:
             if self._ledger is not None:
                 partition.ledger_offset = effects.next_offset
             partition.processor.window.settle()
+            partition.effects.sent_late += effects.late_sends
             for key in result.stale_keys.get(number, ()):
                 position = partition.processor.positions[key]
                 partition.effects.positions.setdefault(key, position)

@@ -158,25 +158,25 @@ def read_plain(
     return events
 
 
-def trade_ids(
-    values: Sequence[bytes | None], events: Sequence[PlainEvent | None], *, changed_only: bool
-) -> list[str]:
+def trade_ids(values: Sequence[bytes | None], events: Sequence[PlainEvent | None]) -> list[str]:
     """Give the trade ids that a batch names, whether its events can be used or not.
 
     Args:
         values: The values of the batch.
         events: What `read_plain` made of them.
-        changed_only: Leave out the ids of what is the first event of a trade, if it can be used.
     """
-    if changed_only:
-        apart = (value for value, event in zip(values, events, strict=True) if event is None)
-        named = [_identified(value) for value in apart]
-        return [one.trade_id for one in named if one.trade_id and not _is_first(one)]
     ids = [
         _identified(value).trade_id if event is None else event.trade_id
         for value, event in zip(values, events, strict=True)
     ]
     return [trade_id for trade_id in ids if trade_id]
+
+
+def changed_ids(values: Sequence[bytes | None], events: Sequence[PlainEvent | None]) -> list[str]:
+    """Give the ids of the trades of which more comes than a beginning, as `trade_ids` does."""
+    apart = (value for value, event in zip(values, events, strict=True) if event is None)
+    named = map(_identified, apart)
+    return [one.trade_id for one in named if one.trade_id and not _is_first(one)]
 
 
 def _identified(value: bytes | None) -> _Identified:

@@ -244,6 +244,13 @@ class Settings(BaseModel):
     validation_strict: bool = Field(
         default=False, description="Refuse doubtful identifiers and dates; they are marked else."
     )
+    park_max: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=10_000,
+        description="Events of a partition that may wait for what they follow, with a ledger.",
+    )
+    park_deadline_s: Annotated[float, Field(ge=0, le=2_592_000)] = Field(
+        default=3600.0, description="Longest wait of such an event, in seconds."
+    )
     dlq_breaker_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2,
         description="Share of the last 1,000 records of a partition that may be refused; 1: all.",

@@ -37,15 +37,19 @@ from app.inquiry import Inquiry
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.ledger import open_ledger_of
+from app.ledger_codec import LedgerRows
+from app.ledger_processor import LedgerProcessor
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
-from app.models import Fate
+from app.models import Fate, Refusal
 from app.monitor import monitored
 from app.ports import (
     Ledger,
     OutgoingRecord,
+    ParkedRecord,
     Publisher,
+    Record,
     RecordBatch,
     RecordSource,
 )
@@ -223,6 +227,7 @@ class TradeConsumer:
         self._open_restored()
         self._refer_to_newest()
         await self._bound_work_in_flight()
+        self._give_up_waiting()
         again = self._log_faults.due_again(self._open.values())
         if again and not self._is_paused:
             self._source.resume(again)
@@ -298,11 +303,15 @@ class TradeConsumer:
                 return
             started_s = self._monotonic()
             result = partition.processor.process_batch(
-                chunk, effects_from=partition.effects_from, events=events
+                chunk,
+                effects_from=partition.effects_from,
+                events=events,
+                now_ns=self._now_ns(),
             )
             self._metrics.observe_process(self._monotonic() - started_s)
             count = _count_open(chunk.offsets, partition.effects_from)
-            if partition.breaker.note(count, len(result.refusals)):
+            refused = len(result.refusals) + len(result.late_refusals)
+            if partition.breaker.note(count, refused):
                 await self._hold_back(partition, result)
                 return
             self._collect(partition, chunk, result, count)
@@ -336,7 +345,9 @@ class TradeConsumer:
         await self._checkpointer.finish(sends_more=False)
         self._part_with_refused()
         if self._open.get(partition.number) is partition:
-            ((reason, _),) = Counter(r.reason for r in result.refusals).most_common(1)
+            late = [r.refusal for r in result.late_refusals if r.refusal is not None]
+            refusals = Counter(refusal.reason for refusal in result.refusals + late)
+            ((reason, _),) = refusals.most_common(1)
             self._stop_partition(
                 partition.number,
                 f"{partition.breaker}, at last mostly as {reason}; they are held back. Mend the"
@@ -353,6 +364,8 @@ class TradeConsumer:
             for refusal in result.refusals:
                 result.rows.add_refusal(batch.offsets[refusal.index], refusal)
             effects.add_rows(result.rows)
+        if result.late_refusals:
+            self._collect_late(partition, result.late_refusals)
         if result.touched:
             effects.touched |= dict.fromkeys(result.touched)
         for fate, records in result.fates.items():
@@ -369,23 +382,61 @@ class TradeConsumer:
         partition.next_offset = batch.next_offset
         partition.is_settled = False
 
+    def _give_up_waiting(self) -> None:
+        """Refuse the parked records that have waited for too long."""
+        if self._is_paused:
+            return
+        waiting = [
+            (partition, partition.processor)
+            for partition in self._open.values()
+            if isinstance(partition.processor, LedgerProcessor) and partition.processor.has_parked
+        ]
+        if not waiting:
+            return
+        now_ns, ends = self._now_ns(), self._source.known_ends()
+        for partition, processor in waiting:
+            reached_ns = partition.reached_ns(now_ns, ends.get(partition.number))
+            at_most = self._settings.consumer_chunk_records
+            if late := processor.overdue(reached_ns, at_most=at_most):
+                self._collect_late(partition, late)
+
+    def _collect_late(self, partition: OpenPartition, records: Sequence[ParkedRecord]) -> None:
+        refusals = {r.offset: r.refusal for r in records if r.refusal is not None}
+        rows = LedgerRows(partition.number, self._settings.defaults_currency, refused=refusals)
+        partition.effects.add_rows(rows)
+        partition.effects.add_late_sends(
+            {
+                record.offset: self._dead_letter(
+                    partition.number, record, refusals[record.offset], parked_ns=record.parked_ns
+                )
+                for record in records
+            }
+        )
+        partition.effects.note_refusals(refusals.values())
+        partition.is_settled = False
+
+    def _dead_letter(
+        self, partition: int, record: Record, refusal: Refusal, *, parked_ns: int | None = None
+    ) -> OutgoingRecord:
+        return dead_letter(
+            record,
+            refusal,
+            topic=self._settings.dlq_topic,
+            source_topic=self._settings.kafka_topic,
+            source_partition=partition,
+            group=self._settings.kafka_group_id,
+            failed_at_ns=self._now_ns(),
+            parked_ns=parked_ns,
+        )
+
     def _collect_sends(
         self, partition: OpenPartition, batch: RecordBatch, result: BatchResult
     ) -> None:
-        effects, settings = partition.effects, self._settings
-        now_ns = self._now_ns()
+        effects = partition.effects
         sends: list[tuple[int, OutgoingRecord]] = [
             (
                 refusal.index,
-                dead_letter(
-                    batch.records[refusal.index],
-                    refusal,
-                    topic=settings.dlq_topic,
-                    source_topic=settings.kafka_topic,
-                    source_partition=partition.number,
-                    group=settings.kafka_group_id,
-                    failed_at_ns=now_ns,
-                ),
+                self._dead_letter(partition.number, batch.records[refusal.index], refusal),
             )
             for refusal in result.refusals
         ]
@@ -394,10 +445,8 @@ class TradeConsumer:
             for index, key in result.misplaced
         ]
         effects.add_sends([record for _, record in sorted(sends, key=lambda send: send[0])])
-        effects.fates[Fate.DEAD_LETTERED] += len(result.refusals)
         effects.fates[Fate.REKEYED] += len(result.misplaced)
-        effects.reasons.update(refusal.reason for refusal in result.refusals)
-        effects.kinds.update(refusal.kind for refusal in result.refusals)
+        effects.note_refusals(result.refusals)
 
     def _rekeyed(self, partition: int, batch: RecordBatch, index: int, key: str) -> OutgoingRecord:
         record = batch.records[index]
@@ -526,6 +575,9 @@ class TradeConsumer:
                 self._doubt(partition)
                 if self._reference_file is not None:
                     partition.processor.refer_to(self._reference_file.reference)
+                # What was parked when it was taken over gets its fate here.
+                waiting = partition.consumed_records - partition.settled_records
+                self.stats.uncounted_records -= waiting
                 self._processed += 1
                 self._source.seek(number, partition.next_offset)
                 if self._is_paused:

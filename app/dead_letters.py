@@ -43,6 +43,7 @@ def dead_letter(
     source_partition: int,
     group: str,
     failed_at_ns: int,
+    parked_ns: int | None = None,
 ) -> OutgoingRecord:
     """Build the dead letter of a record.
 
@@ -58,6 +59,7 @@ def dead_letter(
         source_partition: Its partition there; the dead letter gets the same number.
         group: Consumer group that refused it.
         failed_at_ns: Now, UTC nanoseconds.
+        parked_ns: Since when it had waited, UTC nanoseconds; `None`: it had not.
     """
     added = _description(
         record.offset,
@@ -69,6 +71,8 @@ def dead_letter(
     )
     added[h.DLQ_ORIGINAL_TIMESTAMP] = str(record.timestamp)
     added[h.DLQ_FIRST_FAILED_AT] = _first_failed_at(record, added[h.DLQ_FAILED_AT])
+    if parked_ns is not None:
+        added[h.DLQ_PARKED_AT] = _at(parked_ns)
     if record.value is None:
         added[h.DLQ_VALUE_WAS_NULL] = "true"
     value = record.value or b""
@@ -144,7 +148,7 @@ def _description(
     failed_at_ns: int,
 ) -> dict[str, str]:
     """Say in headers what was refused, where it stood, by whom and why."""
-    failed_at = format_timestamp(failed_at_ns // NS_PER_MS * NS_PER_MS)
+    failed_at = _at(failed_at_ns)
     fingerprint = f"{refusal.error_class}/{refusal.kind}/{refusal.reason}"
     return {
         h.DLQ_TOPIC: source_topic,
@@ -164,6 +168,10 @@ def _description(
         h.DLQ_APP_VERSION: APP_VERSION,
         h.ORIGINAL_TOPIC: source_topic,
     }
+
+
+def _at(time_ns: int) -> str:
+    return format_timestamp(time_ns // NS_PER_MS * NS_PER_MS)
 
 
 def _first_failed_at(record: Record, failed_at: str) -> str:

@@ -1,7 +1,7 @@
 """The same trade sent twice: recognised by its id within a window of the log, without any clock."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from app.codec import MAX_COMMON_BYTES, decode_event
 from app.content import content_hash
@@ -71,22 +71,25 @@ class LedgerIdentity(Identity):
     Args:
         recent: So many trades are known here at the least, and about twice as many at the most.
         default_currency: As of `Identity`.
+        awaited: Ids of the trades of which events wait, as they are at any time: a trade among them
+            has an entry, so that it is never booked without a closer look.
 
     Attributes:
         found: What the ledger has of the trades that come next; what is known here is newer.
     """
 
-    __slots__ = ("_recent", "found")
+    __slots__ = ("_awaited", "_recent", "found")
 
-    def __init__(self, recent: int, default_currency: str) -> None:
+    def __init__(self, recent: int, default_currency: str, awaited: Collection[str] = ()) -> None:
         super().__init__(default_currency)
         self._recent = recent
+        self._awaited = awaited
         self.found: Mapping[str, StoredTrade] = {}
 
     def settle(self) -> None:
         """Forget what was there when this last forgot something: the ledger has it by now."""
         if len(self.known) >= self._recent:
-            self.known_before, self.known = self.known, {}
+            self.known_before, self.known = self.known, dict.fromkeys(self._awaited)
 
     def note(self, event: TradeEvent, value: bytes) -> None:
         """Remember a trade that is new."""
@@ -95,6 +98,10 @@ class LedgerIdentity(Identity):
     def put(self, trade_id: str, known: KnownTrade) -> None:
         """Remember what a trade has become."""
         self.known[trade_id] = known
+
+    def expect(self, trade_id: str) -> None:
+        """Let whatever comes of a trade be looked at closely."""
+        self.known.setdefault(trade_id, None)
 
     def get(self, trade_id: str) -> KnownTrade | None:
         """Give what is known of a trade."""

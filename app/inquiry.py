@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from app.codec import PlainEvent, read_plain, trade_ids
+from app.codec import PlainEvent, changed_ids, read_plain, trade_ids
 from app.errors import TransportError
 from app.ledger_codec import read_fills
 from app.ledger_processor import LedgerProcessor
@@ -18,11 +18,12 @@ FIND_TIMEOUT_S: Final = 5.0
 class Inquiry:
     """Asks the ledger about the trades that come next, as little as it can.
 
-    An event that changes a trade has to know the trade: of that the ledger is always asked. A trade
-    that begins is new as a rule. That is believed, since the ledger lets no trade begin twice: a
-    write that would is refused as a whole, and its records come again. From then on the ledger is
-    asked about every trade of that partition, until for a while it has had none of them. The same
-    holds after a partition was opened, whose last trades nobody here remembers.
+    An event that changes a trade, or that another one waits for, has to know the trade: of that the
+    ledger is always asked. A trade that begins is new as a rule. That is believed, since the ledger
+    lets no trade begin twice: a write that would is refused as a whole, and its records come again.
+    From then on the ledger is asked about every trade of that partition, until for a while it has
+    had none of them. The same holds after a partition was opened, whose last trades nobody here
+    remembers.
 
     Args:
         ledger: The ledger.
@@ -60,13 +61,15 @@ class Inquiry:
         processor = partition.processor
         if not batch.values or not isinstance(processor, LedgerProcessor):
             return events
-        if keys := processor.missing_histories(batch, events):
+        ids = trade_ids(batch.values, events)
+        if keys := processor.missing_histories(batch, events, ids):
             await self._until_booked(partition)
             for key in keys:
                 lines = await self._ledger.history(partition.number, key)
                 processor.load_history(key, None if lines is None else read_fills(lines))
         is_in_doubt = batch.offsets[0] < self._doubtful.get(partition.number, 0)
-        ids = trade_ids(batch.values, events, changed_only=not is_in_doubt)
+        if not is_in_doubt:
+            ids = [*changed_ids(batch.values, events), *processor.awaited(ids)]
         found: Mapping[str, StoredTrade] = {}
         if ids:
             try:

@@ -17,9 +17,11 @@ from typing import Any, Final
 import msgspec
 
 from app.codec import PlainEvent
+from app.errors import InvalidTradeError
 from app.fills import Correction, Fill
 from app.models import Action, Position, Refusal, Side, TradeEvent
 from app.money import format_scaled, parse_amount, parse_scaled
+from app.ports import Headers, ParkedRecord
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
 from app.validation import CheckedTrade
 
@@ -38,8 +40,16 @@ CORRECTION_COLUMNS: Final = (
     *("fees_before", "fees_after"),
 )
 HISTORY_COLUMNS: Final = (
-    *("trade_id", "action", "executed_ns", "source_offset", "side", "quantity", "price"),
-    *("multiplier", "fee"),
+    *("trade_id", "version", "action", "executed_ns", "source_offset", "side", "quantity"),
+    *("price", "multiplier", "fee"),
+)
+PARKED_COLUMNS: Final = (
+    *("source_partition", "source_offset", "trade_id", "action", "version", "book", "symbol"),
+    *("parked_ns", "appended_ms", "record_key", "value", "headers"),
+)
+PARKED_RECORD_COLUMNS: Final = (
+    *("source_offset", "appended_ms", "record_key", "value", "headers", "parked_ns"),
+    *("reason", "kind", "message"),
 )
 DEAD_LETTER_COLUMNS: Final = ("source_partition", "source_offset", "reason", "kind", "message")
 POSITION_COLUMNS: Final = (
@@ -69,6 +79,9 @@ class LedgerRows:
         trades: Lines of `TRADE_COLUMNS`.
         corrections: Lines of `CORRECTION_COLUMNS`.
         dead_letters: Lines of `DEAD_LETTER_COLUMNS`.
+        parked: Lines of `PARKED_COLUMNS`, by offset.
+        refused: Why parked records are to be dead-lettered, by offset.
+        released: Offsets of records that were parked before and have their fate.
     """
 
     partition: int
@@ -77,6 +90,9 @@ class LedgerRows:
     trades: list[str] = field(default_factory=list)
     corrections: list[str] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
+    parked: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, Refusal] = field(default_factory=dict)
+    released: list[int] = field(default_factory=list)
 
     def add_plain(
         self,
@@ -138,7 +154,7 @@ class LedgerRows:
             format_scaled(trade.fee_e8),
             f"{{{','.join(suspects)}}}" if suspects else "",
             _details(event),
-            f"\\x{content.hex()}" if content else "",
+            _bytes_cell(content) if content else "",
         )
         self.trades.append("\t".join(cells))
 
@@ -161,12 +177,39 @@ class LedgerRows:
         cells = (str(self.partition), str(offset), refusal.reason, refusal.kind, refusal.message)
         self.dead_letters.append("\t".join(cells))
 
+    def park(self, record: ParkedRecord, event: TradeEvent) -> None:
+        """Add a record that has to wait."""
+        cells = (
+            str(self.partition),
+            str(record.offset),
+            str(event.trade_id),
+            str(event.action),
+            "" if event.version is None else str(event.version),
+            event.book or "",
+            str(event.symbol),
+            str(record.parked_ns),
+            str(record.timestamp),
+            "" if record.key is None else _bytes_cell(record.key),
+            _bytes_cell(record.value),
+            _headers_cell(record.headers),
+        )
+        self.parked[record.offset] = "\t".join(cells)
+
+    def release(self, offset: int) -> None:
+        """Add that a parked record has its fate."""
+        if self.parked.pop(offset, None) is None:
+            self.released.append(offset)
+
     def absorb(self, other: "LedgerRows") -> None:
         """Take over the lines of later records."""
         self.plain_trades += other.plain_trades
         self.trades += other.trades
         self.corrections += other.corrections
         self.dead_letters += other.dead_letters
+        for offset in other.released:
+            self.release(offset)
+        self.parked |= other.parked
+        self.refused |= other.refused
 
 
 def copy_text(lines: Iterable[str]) -> bytes:
@@ -223,11 +266,11 @@ def read_fills(lines: Iterable[str]) -> list[Fill]:
     """Fold the events that were booked of one position to the fills that count.
 
     Args:
-        lines: Of `HISTORY_COLUMNS`, by offset.
+        lines: Of `HISTORY_COLUMNS`, by offset; an event that has waited stands before its NEW.
     """
     fills: dict[str, Fill] = {}
-    for line in lines:
-        trade_id, action, time_ns, offset, side, quantity, price, multiplier, fee = line.split("\t")
+    for cells in sorted((line.split("\t") for line in lines), key=lambda cells: int(cells[1])):
+        trade_id, _, action, time_ns, offset, side, quantity, price, multiplier, fee = cells
         if action == Action.CANCEL:
             del fills[trade_id]
             continue
@@ -247,6 +290,39 @@ def read_fills(lines: Iterable[str]) -> list[Fill]:
             parse_amount(fee)[0],
         )
     return list(fills.values())
+
+
+def read_parked(line: str) -> ParkedRecord:
+    """Read back a parked record from a line of `PARKED_RECORD_COLUMNS`."""
+    offset, appended_ms, key, value, headers, parked_ns, reason, kind, message = line.split("\t")
+    refusal = Refusal(-1, reason, message, kind, InvalidTradeError.__name__) if reason else None
+    return ParkedRecord(
+        int(offset),
+        int(appended_ms),
+        _bytes_of(key) if key else None,
+        _bytes_of(value),
+        [(name, cell if cell is None else bytes.fromhex(cell)) for name, cell in _named(headers)],
+        int(parked_ns),
+        refusal,
+    )
+
+
+def _bytes_cell(value: bytes) -> str:
+    return f"\\x{value.hex()}"
+
+
+def _bytes_of(cell: str) -> bytes:
+    return bytes.fromhex(cell.removeprefix("\\x"))
+
+
+def _headers_cell(headers: Headers) -> str:
+    # Pairs, since a name may stand twice, and escapes, since it may have any character.
+    pairs = [(name, None if value is None else value.hex()) for name, value in headers]
+    return json.dumps(pairs) if pairs else ""
+
+
+def _named(cell: str) -> list[tuple[str, str | None]]:
+    return json.loads(cell) if cell else []
 
 
 def position_line(partition: int, position: Position) -> str:

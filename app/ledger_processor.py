@@ -18,21 +18,28 @@ from app.dedupe import LedgerIdentity
 from app.errors import InvalidTradeError, RecordError
 from app.fills import Correction, Fill, removed, replaced, replay
 from app.models import Action, Fate, Position, TradeEvent, position_key
+from app.parking import Parking, Waiting
 from app.pnl import Holding
-from app.ports import RecordBatch, StoredTrade
+from app.ports import ParkedRecord, RecordBatch, StoredTrade
 from app.reference import Reference
-from app.services import Incoming, Settled, TradeProcessor
+from app.services import BatchResult, Incoming, Settled, TradeProcessor, refusal_of
+from app.timestamps import NS_PER_S
 from app.validation import DEFAULT_CURRENCY
 from app.verdicts import (
     EXECUTION_TIME_CHANGED,
+    PARK_OVERFLOW,
     Judgement,
     KnownTrade,
     LifeEvent,
     Verdict,
     applied,
     judge,
+    judge_waiting,
+    release,
 )
 
+PARK_MAX: Final = 10_000
+PARK_DEADLINE_NS: Final = 3600 * NS_PER_S
 MOST_FILLS: Final = 200_000
 """Kept of the positions of a partition; those that are needed now are kept in any case."""
 
@@ -42,8 +49,8 @@ _MESSAGES: Final = {
     "version-invalid": "a NEW trade has version 1, and what changes it a higher one",
     "key-changed": "book and symbol of a trade never change: send a CANCEL and a NEW",
     "history-pruned": "trades of the position are pruned, so that it cannot be folded again",
-    "awaiting-new": "there is no trade that it could change",
-    "version-gap": "a version before it is missing",
+    "orphan-lifecycle": "what it follows did not come in time",
+    "park-overflow": "it comes before what it follows, and there is no space to wait",
 }
 
 
@@ -58,6 +65,8 @@ class LedgerProcessor(TradeProcessor):
         reference: See `rekeys`.
         is_strict: See `rekeys`.
         recent: As of `LedgerIdentity`.
+        park_max: Events that may wait for another one of their trade.
+        park_deadline_ns: How long each of them may.
 
     Attributes:
         identity: The trades that are known.
@@ -73,6 +82,8 @@ class LedgerProcessor(TradeProcessor):
         reference: Reference | None = None,
         is_strict: bool = False,
         recent: int = 0,
+        park_max: int = PARK_MAX,
+        park_deadline_ns: int = PARK_DEADLINE_NS,
     ) -> None:
         super().__init__(
             positions,
@@ -82,24 +93,30 @@ class LedgerProcessor(TradeProcessor):
             reference=reference,
             is_strict=is_strict,
         )
-        self.window = self.identity = LedgerIdentity(recent, default_currency)
+        self._parking = Parking(most=park_max, deadline_ns=park_deadline_ns)
+        self._late: list[ParkedRecord] = []
+        self.window = self.identity = LedgerIdentity(
+            recent, default_currency, self._parking.trade_ids
+        )
         self._histories: dict[str, dict[str, Fill]] = {}
         self._pruned: set[str] = set()
 
     # -- what it has to be told before a batch
 
     def missing_histories(
-        self, batch: RecordBatch, events: Sequence[PlainEvent | None]
+        self, batch: RecordBatch, events: Sequence[PlainEvent | None], trade_ids: Sequence[str]
     ) -> list[str]:
         """Give the keys of the positions whose past the next events may change.
 
         Args:
             batch: What comes next.
             events: What `read_plain` made of it.
+            trade_ids: The trades that it names.
         """
         plain = zip(batch.values, events, strict=True)
         changed = (_key_of_change(value) for value, event in plain if event is None)
         keys = {key for key in changed if key is not None}
+        keys.update(self._parking.position_keys(trade_ids))
         if not keys:
             return []
         self._make_room(keys)
@@ -137,6 +154,108 @@ class LedgerProcessor(TradeProcessor):
             return events
         return [None if event and event.trade_id in found else event for event in events]
 
+    def restore(self, records: Iterable[ParkedRecord]) -> None:
+        """Go on with the records that the ledger has parked, by offset; before the first batch."""
+        for record in records:
+            if record.refusal is not None:
+                self._late.append(record)
+                continue
+            try:
+                came = self._read_record(record, record.headers)
+            except RecordError as exc:  # by a rule that was not there when it was parked
+                self._late.append(replace(record, refusal=refusal_of(exc)))
+            else:
+                self._let_wait(record, came, self._life_event(came))
+
+    # -- what waits
+
+    @property
+    def parked(self) -> frozenset[int]:
+        """Offsets of the records that were passed and have no fate yet."""
+        return frozenset([*self._parking.offsets, *(record.offset for record in self._late)])
+
+    def awaited(self, trade_ids: Collection[str]) -> list[str]:
+        """Give those of some trades that something waits for."""
+        waiting = self._parking.trade_ids
+        return [trade_id for trade_id in trade_ids if trade_id in waiting] if waiting else []
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether there are any."""
+        return bool(self._parking.offsets or self._late)
+
+    def overdue(self, now_ns: int, *, at_most: int) -> list[ParkedRecord]:
+        """Give up what has waited for too long.
+
+        Args:
+            now_ns: Time up to which everything is processed, UTC nanoseconds, by the clock of
+                `process_batch`.
+            at_most: Look at so many; the others are for the next call.
+
+        Returns:
+            What is to be dead-lettered, each with its refusal.
+        """
+        late, self._late = self._late[:at_most], self._late[at_most:]
+        for one in self._parking.oldest(at_most):
+            # In the order of the log: where the clock was set back, one may wait a little longer.
+            judgement = judge_waiting(one.parked, now_ns=now_ns)
+            if judgement is None:
+                break
+            self._parking.remove(one)
+            late.append(replace(one.record, refusal=refusal_of(_refused(judgement.reason))))
+        return late
+
+    def _let_wait(self, record: ParkedRecord, came: Incoming, event: LifeEvent) -> None:
+        self._parking.add(record, replace(came, record=record), event)
+        self.identity.expect(str(came.event.trade_id))
+
+    def _take(self, result: BatchResult, came: Incoming, *, is_open: bool) -> Settled:
+        settled = super()._take(result, came, is_open=is_open)
+        trade_id = str(came.event.trade_id)
+        if settled.waits is not None:
+            self._park(result, came, settled.waits)
+        elif settled.fate is None and trade_id in self._parking.trade_ids:
+            self._release(result, trade_id)
+        return settled
+
+    def _park(self, result: BatchResult, came: Incoming, event: LifeEvent) -> None:
+        assert result.rows is not None, "the ledger takes what waits"
+        sent = came.record
+        record = ParkedRecord(
+            sent.offset, sent.timestamp, sent.key, came.value, tuple(sent.headers), result.now_ns
+        )
+        result.rows.park(record, came.event)
+        if self._parking.is_full:
+            # Whether there is space depends on the clock: it is refused only once the ledger says
+            # so, as what waits in vain is, or another life might find space and book it.
+            refusal = refusal_of(_refused(PARK_OVERFLOW.reason))
+            result.late_refusals.append(replace(record, refusal=refusal))
+        else:
+            self._let_wait(record, came, event)
+
+    def _release(self, result: BatchResult, trade_id: str) -> None:
+        """Judge what waits for a trade that has changed, as if it came now."""
+        parking = self._parking
+        while judged := release(
+            self.identity.get(trade_id), parking.of_trade(trade_id), keeps_history=True
+        ).judged:
+            for parked, _ in judged:
+                self._take_again(result, parking[parked.arrival])
+
+    def _take_again(self, result: BatchResult, one: Waiting) -> None:
+        assert result.rows is not None, "the ledger has what waits"
+        try:
+            settled = super()._take(result, one.came, is_open=True)
+        except InvalidTradeError as exc:
+            self._parking.remove(one)
+            result.late_refusals.append(replace(one.record, refusal=refusal_of(exc)))
+            return
+        if settled.waits is None:  # otherwise what it would have followed was refused
+            self._parking.remove(one)
+            result.rows.release(one.record.offset)
+
+    # -- histories
+
     def _make_room(self, wanted: Collection[str]) -> None:
         count = sum(map(len, self._histories.values()))
         for key in list(self._histories):
@@ -167,16 +286,10 @@ class LedgerProcessor(TradeProcessor):
             if (history := self._histories.get(holding.key)) is not None:
                 history[trade_id] = _fill(came)
             return Settled(None, holding, event, trade)
-        sent = LifeEvent(
-            action=Action(event.action or Action.NEW),
-            content=self.identity.content_of(event),
-            position_key=holding.key,
-            version=event.version,
-            time_ns=trade.time_ns,
-            event_id=event.event_id,
-            prev_event_id=event.prev_event_id,
-        )
+        sent = self._life_event(came)
         judgement = judge(known, sent)
+        if judgement.verdict is Verdict.PARK:
+            return Settled(None, holding, event, trade, waits=sent)
         if judgement.verdict in _FATES:
             return Settled(_FATES[judgement.verdict], holding, event, trade)
         if judgement.verdict is not Verdict.APPLY or known is None:
@@ -184,6 +297,18 @@ class LedgerProcessor(TradeProcessor):
         settled = self._change(holding, came, known, judgement)
         self.identity.put(trade_id, applied(known, sent, judgement, keeps_history=True))
         return replace(settled, content=sent.content)
+
+    def _life_event(self, came: Incoming) -> LifeEvent:
+        event = came.event
+        return LifeEvent(
+            action=Action(event.action or Action.NEW),
+            content=self.identity.content_of(event),
+            position_key=position_key(event.book, str(event.symbol)),
+            version=event.version,
+            time_ns=came.trade.time_ns,
+            event_id=event.event_id,
+            prev_event_id=event.prev_event_id,
+        )
 
     def _change(
         self, holding: Holding, came: Incoming, known: KnownTrade, judgement: Judgement
@@ -202,7 +327,8 @@ class LedgerProcessor(TradeProcessor):
             fills = replaced(history.values(), _fill(came))
         before = holding.position()
         after = replay(fills, of=before)
-        after.source_offset = came.offset
+        # What has waited stands before the event that let it go on, which is the newest.
+        after.source_offset = max(before.source_offset, came.offset)
         self._histories[holding.key] = {fill.trade_id: fill for fill in fills}
         self._hold(after)
         self._approve(after)
@@ -222,12 +348,7 @@ _FATES: Final = {Verdict.DUPLICATE: Fate.DUPLICATE, Verdict.STALE: Fate.STALE}
 
 
 def _refused(reason: str | None) -> InvalidTradeError:
-    """Give the error of an event that cannot be applied; one that comes too early counts as late.
-
-    It does not wait for what is missing.
-    """
-    code = "orphan-lifecycle" if reason in ("awaiting-new", "version-gap") else str(reason)
-    return InvalidTradeError(code, _MESSAGES[str(reason)])
+    return InvalidTradeError(str(reason), _MESSAGES[str(reason)])
 
 
 def _fill(came: Incoming) -> Fill:

@@ -98,6 +98,7 @@ OF_THE_CONSUMER: Final = (
     _counter("dedupe_hits_total", "Trades recognised by their id as sent twice."),
     _counter("dedupe_evictions_total", "Trade ids that left the window of recognition."),
     _gauge("inflight_records", "Records consumed whose fate is not committed yet."),
+    _gauge("parked_records", "Records that wait for another event of their trade."),
     _gauge("paused_partitions", "Partitions not read because too much is in flight."),
     _counter("backpressure_seconds_total", "Time for which partitions were paused."),
     _gauge("consumer_lag_records", "Records not committed yet.", "topic", "partition"),

@@ -77,6 +77,7 @@ class ConsumerCounts:
         dedupe_hits: Trades recognised by their id.
         dedupe_evictions: Ids that left the window.
         in_flight: Records consumed whose fate is neither committed nor another's to count.
+        parked_records: Those of them that wait for another event of their trade.
         paused_partitions: Partitions paused for backpressure.
         backpressure_s: Time for which any was, so far.
         assigned_partitions: Partitions that are ours, restored or not.
@@ -102,6 +103,7 @@ class ConsumerCounts:
     dedupe_hits: int
     dedupe_evictions: int
     in_flight: int
+    parked_records: int
     paused_partitions: int
     backpressure_s: float
     assigned_partitions: int
@@ -243,6 +245,7 @@ class ConsumerMetrics:
             "dedupe_hits_total": counts.dedupe_hits,
             "dedupe_evictions_total": counts.dedupe_evictions,
             "inflight_records": counts.in_flight,
+            "parked_records": counts.parked_records,
             "paused_partitions": counts.paused_partitions,
             "backpressure_seconds_total": counts.backpressure_s,
             "time_to_drain_seconds": self._time_to_drain_s(counts),

@@ -141,7 +141,7 @@ class Position(msgspec.Struct, frozen=True, gc=False):
         fees_e8: Fees so far, in the position's currency; rebates are negative.
         mark_e8: Price of the last trade of the key, and `mark_ns` its execution time.
         trade_count: Fills booked so far.
-        source_offset: Offset of the last trade applied, in the source partition.
+        source_offset: Highest offset of a trade applied, in the source partition.
         origins: Highest origin offset applied of trades that were re-keyed, by origin partition.
         generation: Raised by a rebuild, whose records win over every older one.
     """

@@ -4,13 +4,13 @@ Real Kafka fits in `kafka_io`, lists in memory fit in `memory_io`; one contract 
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
 
-from app.models import Position, TradeEvent
+from app.models import Position, Refusal, TradeEvent
 
 Headers = Sequence[tuple[str, bytes | None]]
 """Names and values in their order; Kafka lets a value be null."""
@@ -221,8 +221,33 @@ class SendOutcome(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class ParkedRecord:
+    """A `Record` that the partition has passed and that has no fate yet, with all of it.
+
+    Attributes:
+        offset: Where it stands.
+        timestamp: As of `Record`; likewise the next three.
+        key: See `timestamp`.
+        value: See `timestamp`.
+        headers: See `timestamp`.
+        parked_ns: Wall clock when it was parked, UTC nanoseconds.
+        refusal: Why it is to be dead-lettered; `None` while it waits.
+    """
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes
+    headers: Headers
+    parked_ns: int
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerWrite:
     """What some consecutive records of one partition leave in the ledger: all of it, or nothing.
+
+    One that does not move the offset may hold no more than `refused` and `released`.
 
     Attributes:
         expected: Next source offset that the ledger holds; `None` before the first write.
@@ -232,6 +257,10 @@ class LedgerWrite:
         corrections: Lines of what was changed of the past.
         dead_letters: Lines of what was dead-lettered.
         positions: Positions that have changed.
+        parked: Lines of the records that are parked.
+        refused: Why parked records are to be dead-lettered, by offset; they stay parked for it.
+        released: Offsets of parked records that have their fate; those that were refused are among
+            the dead letters from then on.
     """
 
     expected: int | None
@@ -241,6 +270,9 @@ class LedgerWrite:
     corrections: Sequence[str] = ()
     dead_letters: Sequence[str] = ()
     positions: Collection[Position] = ()
+    parked: Sequence[str] = ()
+    refused: Mapping[int, Refusal] = field(default_factory=dict)
+    released: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +304,9 @@ class Ledger(Protocol):
 
     async def positions(self, partition: int) -> list[Position]:
         """Give the positions of a partition that is claimed; raises as `claim`."""
+
+    async def parked(self, partition: int) -> list[ParkedRecord]:
+        """Give the parked records of a partition that is claimed, by offset; raises as `claim`."""
 
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """Store what is written, by partition, in one transaction.

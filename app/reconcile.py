@@ -337,8 +337,12 @@ class Reconciler:
     ) -> _Found:
         found = _Found()
         others = await self._not_booked(ledger, partition, start, end)
+        parked = await ledger.parked(partition, start, end) & others.keys()
         letters = await ledger.dead_letters(partition, start, end)
-        await self._explain(found, ledger, partition, others, letters)
+        if parked:
+            found.explained["parked: they wait for another event of their trade"] += len(parked)
+        unexplained = {offset: row for offset, row in others.items() if offset not in parked}
+        await self._explain(found, ledger, partition, unexplained, letters)
         without = {offset: number for offset, (_, number) in others.items()}
         copied = _Table(self._copy, "trades", partition, without)
         booked = _Booked(ledger, partition)

@@ -50,6 +50,7 @@ def consumer_counts(
         dedupe_evictions=stats.evictions
         + sum(p.processor.window.evictions for p in partitions.values()),
         in_flight=sum(in_flight.values()),
+        parked_records=sum(len(p.processor.parked) for p in partitions.values()),
         paused_partitions=len(partitions) if is_paused else 0,
         backpressure_s=stats.backpressure_s,
         assigned_partitions=len(source.assignment.partitions),

@@ -32,10 +32,11 @@ from app.models import (
 )
 from app.money import ONE_E8, to_decimal
 from app.pnl import Holding
-from app.ports import Headers, RecordBatch
+from app.ports import Headers, ParkedRecord, Record, RecordBatch
 from app.reference import Reference
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, MAX_NS, NS_PER_MS, utc_ns
 from app.validation import DEFAULT_CURRENCY, CheckedTrade, check_event, refuse_doubtful
+from app.verdicts import LifeEvent
 
 FUTURE_TOLERANCE_NS: Final = 5 * 60 * 1_000_000_000
 MAX_MOVED_HEADER_BYTES: Final = 512 * 1024
@@ -52,8 +53,10 @@ class BatchResult:
     """What one batch came to; its side effects are the caller's.
 
     Attributes:
+        now_ns: Wall clock when it was processed, UTC nanoseconds.
         fates: Records by final fate; refused and misplaced ones count once their send is acked.
         refusals: Records to be dead-lettered.
+        late_refusals: Parked records to be dead-lettered, each with its refusal.
         misplaced: Index and position key of records that belong to another partition.
         touched: Holdings that changed, each once.
         suspects: Booked trades by suspicion code.
@@ -65,8 +68,10 @@ class BatchResult:
         rows: What the batch leaves in the ledger, where there is one.
     """
 
+    now_ns: int = 0
     fates: Counter[Fate] = field(default_factory=Counter)
     refusals: list[Refusal] = field(default_factory=list)
+    late_refusals: list[ParkedRecord] = field(default_factory=list)
     misplaced: list[tuple[int, str]] = field(default_factory=list)
     touched: list[Holding] = field(default_factory=list)
     suspects: Counter[str] = field(default_factory=Counter)
@@ -88,18 +93,30 @@ class Incoming:
     """One record whose event can be booked as far as it alone is concerned.
 
     Attributes:
-        offset: Where it stands.
-        value: Its body.
+        record: As it stands in the log, or stood there before it was parked.
         event: What it says.
         trade: The numbers of it.
         origin: Where it stood before it was re-keyed, if it was.
+        suspects: What is doubtful about it alone.
+        unknown_fields: Fields that this version does not know.
     """
 
-    offset: int
-    value: bytes
+    record: Record
     event: TradeEvent
     trade: CheckedTrade
     origin: Origin | None
+    suspects: tuple[str, ...]
+    unknown_fields: int
+
+    @property
+    def offset(self) -> int:
+        """Where it stands."""
+        return self.record.offset
+
+    @property
+    def value(self) -> bytes:
+        """Its body."""
+        return self.record.value or b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,7 @@ class Settled:
         suspects: What is doubtful about it besides its numbers.
         content: Hash of what was sent, where that is not what is stored.
         correction: What it changed of the past.
+        waits: What is to be judged again, where it waits for another event and has no fate yet.
     """
 
     fate: Fate | None
@@ -123,6 +141,7 @@ class Settled:
     suspects: tuple[str, ...] = ()
     content: bytes | None = None
     correction: Correction | None = None
+    waits: LifeEvent | None = None
 
 
 class TradeProcessor:
@@ -183,6 +202,11 @@ class TradeProcessor:
         """The positions by key, as they are at the moment of asking."""
         return _Positions(self._holdings)
 
+    @property
+    def parked(self) -> frozenset[int]:
+        """Offsets of the records that were passed and have no fate yet."""
+        return frozenset()
+
     def process(self, event: TradeEvent) -> ProcessedTrade:
         """Book one trade and show what it came to.
 
@@ -230,6 +254,7 @@ class TradeProcessor:
         *,
         effects_from: int = 0,
         events: list[PlainEvent | None] | None = None,
+        now_ns: int = 0,
     ) -> BatchResult:
         """Process consecutive records of one partition; a bad one never stops the others.
 
@@ -239,11 +264,12 @@ class TradeProcessor:
                 their positions only: their dead letters were acknowledged before that offset was
                 committed.
             events: What `read_plain` made of the batch, for a ledger: the result then has its rows.
+            now_ns: Wall clock, UTC nanoseconds: when the waiting of a record begins.
 
         Returns:
             The batch's fates, and what is left to send. The positions have changed already.
         """
-        result = BatchResult()
+        result = BatchResult(now_ns)
         if not batch.values:
             return result
         self._batch += 1
@@ -334,57 +360,69 @@ class TradeProcessor:
         """Process one record by all the rules."""
         result.judged.append(index)
         try:
-            fate = self._apply(result, batch, index, is_open=is_open)
+            self._apply(result, batch, index, is_open=is_open)
         except RecordError as exc:
             if is_open:
-                result.refusals.append(_refusal(index, exc))
-            return
-        if fate is not None:
-            result.fates[fate] += is_open
+                result.refusals.append(refusal_of(exc, index))
 
-    def _apply(
-        self, result: BatchResult, batch: RecordBatch, index: int, *, is_open: bool
-    ) -> Fate | None:
-        offset = batch.offsets[index]
-        event, is_plain, unknown_fields = decode_event(batch.values[index])
+    def _apply(self, result: BatchResult, batch: RecordBatch, index: int, *, is_open: bool) -> None:
+        headers = batch.headers.get(index, ())
+        came = self._read_record(batch.records[index], headers)
+        key = position_key(came.event.book, str(came.event.symbol))
+        if key not in self._holdings and self._is_misplaced(key, came.origin, headers):
+            if is_open:
+                result.misplaced.append((index, key))
+            return
+        self._take(result, came, is_open=is_open)
+
+    def _read_record(self, record: Record, headers: Headers) -> Incoming:
+        """Read and check a record by all the rules that need no state.
+
+        Raises:
+            RecordError: It cannot be booked, whatever was there before.
+        """
+        event, is_plain, unknown_fields = decode_event(record.value)
         trade = check_event(event, is_plain=is_plain, default_currency=self._default_currency)
         if not is_plain:
             self._check_action(event)
-        appended_ns = batch.records[index].timestamp * NS_PER_MS
-        suspects = self._suspects(event, trade, appended_ns)
-        headers = batch.headers.get(index, ())
-        origin = origin_of(headers)
-        key = position_key(event.book, event.symbol)  # type: ignore[arg-type]  # checked
-        holding = self._holdings.get(key)
-        if holding is None:
-            if self._is_misplaced(key, origin, headers):
-                if is_open:
-                    result.misplaced.append((index, key))
-                return None
-            holding = self._new_holding(event)
+        suspects = self._suspects(event, trade, record.timestamp * NS_PER_MS)
+        return Incoming(record, event, trade, origin_of(headers), suspects, unknown_fields)
+
+    def _take(self, result: BatchResult, came: Incoming, *, is_open: bool) -> Settled:
+        """Settle a trade that can be booked, and note what that leaves.
+
+        Raises:
+            InvalidTradeError: It is refused; nothing has changed.
+        """
+        event, trade = came.event, came.trade
+        holding = self._holdings.get(position_key(event.book, str(event.symbol)))
+        holding = holding or self._new_holding(event)
         # Before it is booked: the price of the trade before it is what its own is held against.
-        suspects += self._doubts(holding, event, trade, appended_ns)
-        value = batch.values[index] or b""
-        settled = self._settle(holding, Incoming(offset, value, event, trade, origin))
+        doubts = self._doubts(holding, event, trade, came.record.timestamp * NS_PER_MS)
+        settled = self._settle(holding, came)
+        if settled.waits is not None:
+            return settled
         fate, holding = settled.fate, settled.holding
+        result.fates[fate or Fate.BOOKED] += is_open
         if fate is Fate.BOOKED:
             result.already_applied += is_open
-            return fate
-        is_changed = self._note_origin(holding, origin) or fate is None
+            return settled
+        is_changed = self._note_origin(holding, came.origin) or fate is None
         if is_changed and holding.touched_in != self._batch:
             holding.touched_in = self._batch
             result.touched.append(holding)
         if fate is not None:
-            return fate
-        suspects += settled.suspects
+            return settled
+        suspects = came.suspects + doubts + settled.suspects
         if result.rows is not None and is_open:
-            result.rows.add(offset, settled.event, settled.trade, suspects, content=settled.content)
+            rows, offset = result.rows, came.offset
+            rows.add(offset, settled.event, settled.trade, suspects, content=settled.content)
             if settled.correction is not None:
-                result.rows.add_correction(offset, settled.correction)
+                rows.add_correction(offset, settled.correction)
         result.repaired += not is_open
-        result.unknown_fields += unknown_fields
+        result.unknown_fields += came.unknown_fields
         result.suspects.update(suspects)
-        return Fate.BOOKED
+        return settled
 
     def _suspects(
         self, event: TradeEvent, trade: CheckedTrade, appended_ns: int | None = None
@@ -574,12 +612,14 @@ _BUSINESS: Final = frozenset(
         "after-cancel",
         "key-changed",
         "orphan-lifecycle",
+        "park-overflow",
         "history-pruned",
     }
 )
 
 
-def _refusal(index: int, exc: RecordError) -> Refusal:
+def refusal_of(exc: RecordError, index: int = -1) -> Refusal:
+    """Give the refusal that an error stands for, of the record at an index of its batch."""
     if isinstance(exc, DecodeError) and exc.reason.startswith(("body-", "schema-")):
         kind = "decode"
     else:

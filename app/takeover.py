@@ -11,10 +11,18 @@ from app.config import IdentityScope, KeyMismatch, OnGap, Settings
 from app.errors import OffsetGapError, TransportError
 from app.ledger_processor import LedgerProcessor
 from app.models import Position
-from app.ports import Ledger, LedgerWrite, Publisher, RecordSource, SendState
+from app.ports import (
+    Ledger,
+    LedgerWrite,
+    ParkedRecord,
+    Publisher,
+    RecordSource,
+    SendState,
+)
 from app.services import TradeProcessor
 from app.starting_point import starting_point
 from app.stores.changelog import Changelog, Restored
+from app.timestamps import NS_PER_MS, NS_PER_S
 
 _STAMP_SPACING_MS: Final = 100
 _MOST_STAMPS: Final = 4_096
@@ -38,8 +46,8 @@ class OpenPartition:
         effects: What is processed and not yet sent.
         acked: What is acknowledged and not yet committed.
         is_settled: Whether every effect so far is acknowledged and committed.
-        consumed_records: Records processed whose fate was open, and `settled_records` how many of
-            them have their fate by a commit.
+        consumed_records: Records processed whose fate was open, with those that were parked when it
+            was taken over, and `settled_records` how many of them have their fate by a commit.
         breaker: Counts what is refused.
         unreadable_tries: How often the batch at `next_offset` could not be read.
         read_again_s: Monotonic time at which it is tried again; 0 where nothing waits for that.
@@ -76,7 +84,7 @@ class OpenPartition:
         effects = self.effects
         return (
             self.next_offset > max(effects.next_offset, self.acked.next_offset, self.committed)
-            or bool(effects.touched or effects.positions or effects.sends)
+            or bool(effects.touched or effects.positions or effects.sends or effects.has_parked)
             or effects.heartbeat is not None
         )
 
@@ -84,6 +92,20 @@ class OpenPartition:
         """Remember when a record was appended, unless one was at about the same time."""
         if not self.appended or appended_ms - self.appended[-1][1] >= _STAMP_SPACING_MS:
             self.appended.append((offset, appended_ms))
+
+    def reached_ns(self, now_ns: int, end: int | None) -> int:
+        """Give the time up to which everything is processed: now only at the end of the log.
+
+        Behind it what was awaited in time may stand in what is not read yet, after an outage or the
+        restore of a backup.
+
+        Args:
+            now_ns: Wall clock, UTC nanoseconds.
+            end: Of the partition; `None` where it is not known yet.
+        """
+        if end is not None and self.next_offset >= end:
+            return now_ns
+        return min(now_ns, self.appended[-1][1] * NS_PER_MS) if self.appended else 0
 
     def oldest_open_ms(self) -> int | None:
         """Give the append time of the first record that is not committed, or one before it."""
@@ -94,7 +116,11 @@ class OpenPartition:
     @property
     def has_work(self) -> bool:
         """Whether anything is left to send or to commit."""
-        return self.next_offset > self.committed or bool(self.effects.positions)
+        return (
+            self.next_offset > self.committed
+            or bool(self.effects.positions or self.effects.has_parked)
+            or self.acked.fates.total() > 0
+        )
 
 
 class Takeover:
@@ -135,12 +161,15 @@ class Takeover:
             TransportError: A broker or the database is away.
         """
         booked = None if self._ledger is None else await self._ledger.claim(number)
+        parked = [] if self._ledger is None else await self._ledger.parked(number)
         committed = hint = (await self._source.committed([number]))[number]
         if (
             kept is not None
             and committed == kept.committed
             and booked == kept.ledger_offset
             and await self._changelog.end_offset(number) == kept.changelog_offset
+            and all(record.refusal is None for record in parked)
+            and kept.processor.parked == {record.offset for record in parked}
         ):
             return kept  # nobody has written since
         restored = await self._changelog.restore(number)
@@ -177,7 +206,7 @@ class Takeover:
         # into the ledger.
         margin = 0 if self._ledger is not None else self._settings.consumer_takeover_margin
         applies_from = max(first, start.offset - margin)
-        processor = self._processor(number, restored.positions.values(), applies_from)
+        processor = self._processor(number, restored.positions.values(), applies_from, parked)
         partition = OpenPartition(
             number=number,
             processor=processor,
@@ -188,6 +217,7 @@ class Takeover:
             ledger_offset=booked,
             last_write_s=self._monotonic(),
             breaker=Breaker(self._settings.dlq_breaker_share),
+            consumed_records=len(processor.parked),
         )
         partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
         return partition
@@ -245,7 +275,11 @@ class Takeover:
         return outcome.offset + 1, booked
 
     def _processor(
-        self, number: int, positions: Iterable[Position], applies_from: int
+        self,
+        number: int,
+        positions: Iterable[Position],
+        applies_from: int,
+        parked: Iterable[ParkedRecord],
     ) -> TradeProcessor:
         def belongs(key: str) -> bool:
             return self._partition_of(key.encode()) == number
@@ -253,14 +287,18 @@ class Takeover:
         policy = self._settings.key_mismatch
         belongs_or_any = None if policy is KeyMismatch.ACCEPT else belongs
         if self._ledger is not None and self._settings.identity is IdentityScope.FULL:
-            return LedgerProcessor(
+            processor = LedgerProcessor(
                 positions,
                 default_currency=self._settings.defaults_currency,
                 belongs=belongs_or_any,
                 rekeys=policy is KeyMismatch.REKEY,
                 recent=self._settings.dedupe_window,
                 is_strict=self._settings.validation_strict,
+                park_max=self._settings.park_max,
+                park_deadline_ns=int(self._settings.park_deadline_s * NS_PER_S),
             )
+            processor.restore(parked)
+            return processor
         return TradeProcessor(
             positions,
             default_currency=self._settings.defaults_currency,

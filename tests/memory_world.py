@@ -104,13 +104,17 @@ class World:
     Args:
         database: Where they keep a ledger, if anywhere.
         settings: That differ from those of most tests.
+
+    Attributes:
+        now_ns: The clock of all of them, and of the broker.
     """
 
     def __init__(self, database: MemoryDatabase | None = None, **settings: Any) -> None:
         self.database = database
+        self.now_ns = NOW_MS * 1_000_000
         self.broker = MemoryBroker(
             {TRADES: PARTITIONS, DEAD_LETTERS: PARTITIONS, POSITIONS: PARTITIONS},
-            now_ms=lambda: NOW_MS,
+            now_ms=lambda: self.now_ns // 1_000_000,
         )
         self.settings = Settings.model_validate(
             {
@@ -149,7 +153,7 @@ class World:
             reference_file=reference_file,
             health=health,
             metrics=ConsumerMetrics(topic=TRADES),
-            now_ns=lambda: NOW_MS * 1_000_000,
+            now_ns=lambda: self.now_ns,
             monotonic=asyncio.get_running_loop().time,
         )
         return Worker(source, publisher, reader, consumer, health, ledger)

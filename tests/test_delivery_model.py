@@ -24,6 +24,7 @@ from app.ledger_codec import read_position
 from app.memory_io import Fault, MemoryDatabase, MemoryRecord
 from app.money import to_decimal
 from app.ports import OutgoingRecord
+from app.timestamps import parse_timestamp
 from tests.memory_world import (
     DEAD_LETTERS,
     PARTITIONS,
@@ -44,6 +45,9 @@ HOME: Final = {s: p for p in range(PARTITIONS) for s in symbols_of(p, 2)}
 MOST_WORKERS: Final = 3
 PRICES: Final = ("10", "10.00000001", "7.3", "0.00000003")
 QUANTITIES: Final = ("1", "2", "3", "0.7")
+DEADLINE_NS: Final = 3600 * 1_000_000_000
+PARK_MAX: Final = 4
+GIVEN_UP: Final = ("orphan-lifecycle", "park-overflow")
 WINDOW: Final = 5
 """Offsets of a block of the window for trades that were sent twice."""
 
@@ -121,6 +125,8 @@ class DeliveryModel(RuleBasedStateMachine):
             positions_heartbeat_s=0.5,
             on_gap="stop",
             dedupe_window=WINDOW,
+            park_max=PARK_MAX,
+            park_deadline_s=DEADLINE_NS / 1e9,
         )
         self.workers: list[Worker] = []
         self.produced: dict[Place, Produced] = {}
@@ -529,7 +535,7 @@ class Books:
         """Apply a NEW, an AMEND or a CANCEL that is known to be due."""
         symbol, fills = row["symbol"], self.fills[row["symbol"]]
         fill = row["side"], Decimal(row["price"]), Decimal(row["quantity"])
-        self.last_offset[symbol] = offset
+        self.last_offset[symbol] = max(offset, self.last_offset.get(symbol, -1))
         if row["action"] == "NEW":
             assert row["trade_id"] not in fills
             fills[row["trade_id"]] = fill
@@ -549,15 +555,18 @@ class LedgerModel(DeliveryModel):
     """The same with a ledger: it agrees with itself at every moment, and in the end with the log.
 
     Trades that were sent twice are recognised however far apart they stand; they are amended and
-    cancelled.
+    cancelled, and a change that comes before what it follows waits for it, up to a deadline.
     """
 
     def __init__(self) -> None:
         self.database = MemoryDatabase()
+        self.announced: list[dict[str, Any]] = []
         super().__init__(self.database)
 
     @rule(
-        operation=st.sampled_from(["write", "write", "find", "history", "claim", "positions"]),
+        operation=st.sampled_from(
+            ["write", "write", "find", "history", "claim", "positions", "parked"]
+        ),
         fault=st.sampled_from([Fault.UNKNOWN_STORED, Fault.UNKNOWN_LOST]),
         times=st.integers(1, 4),
     )
@@ -592,13 +601,48 @@ class LedgerModel(DeliveryModel):
         for _ in range(copies):
             self._produce(value.encode(), place, produced.symbol, Kind.VALID)
 
+    @rule(
+        symbol=st.sampled_from(SYMBOLS),
+        price=st.sampled_from(PRICES),
+        version=st.sampled_from([None, 2, 2, 3]),
+        action=st.sampled_from(["AMEND", "AMEND", "CANCEL"]),
+        copies=st.integers(1, 2),
+    )
+    def change_before_the_new(
+        self, symbol: str, price: str, version: int | None, action: str, *, copies: int
+    ) -> None:
+        """A change overtakes the trade that it changes."""
+        number = f"T{next(self.trade_numbers)}"
+        body = json.loads(trade(symbol, "BUY", price, "2", trade_id=number))
+        self.announced.append(body)
+        more = {"action": action, "version": version}
+        value = json.dumps({k: v for k, v in (body | more).items() if v is not None})
+        for _ in range(copies):
+            self._produce(value.encode(), HOME[symbol], symbol, Kind.VALID)
+
+    @precondition(lambda self: self.announced)
+    @rule(index=st.integers(0, 100), price=st.sampled_from(PRICES))
+    def new_at_last(self, index: int, price: str) -> None:
+        """A trade comes of which a change was there already."""
+        body = self.announced.pop(index % len(self.announced)) | {"price": price}
+        symbol = body["symbol"]
+        self._produce(json.dumps(body).encode(), HOME[symbol], symbol, Kind.VALID)
+
+    @rule(part=st.sampled_from([1, 2, 4]))
+    def the_clock_moves(self, part: int) -> None:
+        """What waits comes closer to its deadline."""
+        self.world.now_ns += DEADLINE_NS // part
+
     @invariant()
     def the_ledger_agrees_with_itself(self) -> None:
         """Positions are what the trades beside them come to, and cover all of their offsets."""
         books = Books()
-        for (partition, offset), row in sorted(self.database.trades.items()):
-            assert offset < (self.database.next_offsets[partition] or 0)
-            books.apply(row, offset)
+        rows = self.database.trades.items()
+        # What has waited stands before what it followed.
+        for place, row in sorted(rows, key=lambda item: (int(item[1]["version"]), item[0])):
+            assert place[1] < (self.database.next_offsets[place[0]] or 0)
+            assert place not in self.database.parked
+            books.apply(row, place[1])
         held = {key: read_position(line) for (_, key), line in self.database.positions.items()}
         assert held.keys() == books.positions.keys()
         for key, position in held.items():
@@ -615,7 +659,10 @@ class LedgerModel(DeliveryModel):
         fates, _ = self._expected()
         dead, moved = self._dead_lettered(), self._copies()
         for place, fate in fates.items():
+            if place in self.database.parked:
+                continue  # on its way to the dead letters, or waiting for what is not read yet
             if place[1] < self.world.committed.get(place[0], 0):
+                assert fate != "waits", f"{place} is committed and not parked"
                 assert place[1] < (self.database.next_offsets[place[0]] or 0)
                 assert fate != "dead" or place in dead
                 assert fate != "moved" or place in moved
@@ -635,14 +682,44 @@ class LedgerModel(DeliveryModel):
         assert self.database.corrections.keys() == changes
         assert self.database.next_offsets == self.world.ends
 
+    async def _come_to_rest(self) -> None:
+        """Come to rest with what still waits, and then without it."""
+        await super()._come_to_rest()
+        fates, _ = self._expected()
+        assert self.database.parked.keys() == {p for p, fate in fates.items() if fate == "waits"}
+        (worker,) = self.workers
+        assert worker.consumer._counts().parked_records == len(self.database.parked)
+        self.world.now_ns += DEADLINE_NS
+        await until(lambda: not self.database.parked and self._is_at_rest())
+        for letters in self._dead_lettered().values():
+            self._check_waiting([headers_of(letter) for letter in letters])
+
+    def _check_waiting(self, letters: list[dict[str, str]]) -> None:
+        """Dead letters of one record agree, and nothing was given up before its time."""
+        assert len({letter["x-dlq-reason"] for letter in letters}) == 1
+        for said in letters:
+            assert (said["x-dlq-reason"] not in GIVEN_UP) or "x-dlq-parked-at" in said
+            if said["x-dlq-reason"] == "orphan-lifecycle":
+                failed_ns, _ = parse_timestamp(said["x-dlq-failed-at"])
+                parked_ns, _ = parse_timestamp(said["x-dlq-parked-at"])
+                assert failed_ns - parked_ns >= DEADLINE_NS
+
     def _expected_positions(self) -> dict[str, ModelPosition]:
         return self._expected()[1].positions
 
     def _expected(self) -> tuple[dict[Place, str], Books]:
-        """Give every record its fate, by the table of the life cycle written down once more."""
+        """Give every record its fate, by the table of the life cycle written down once more.
+
+        When the deadline of one passes depends on how fast the workers are: what was given up is
+        taken from the ledger.
+        """
         fates: dict[Place, str] = {}
         books = Books()
         known: dict[str, list[tuple[Any, ...]]] = {}  # contents by version, from 1 on
+        waiting: dict[str, dict[Place, dict[str, Any]]] = defaultdict(dict)
+        letters = self.database.dead_letters.items()
+        given_up = {place for place, row in letters if row["reason"] in GIVEN_UP}
+        given_up |= {p for p, row in self.database.parked.items() if row["reason"] in GIVEN_UP}
         for partition in range(PARTITIONS):
             for record in self.world.broker.records(TRADES, partition):
                 place = partition, record.offset
@@ -654,15 +731,37 @@ class LedgerModel(DeliveryModel):
                 if HOME[row["symbol"]] != partition:
                     fates[place] = "moved"
                     continue
-                fates[place] = self._judged(known.setdefault(row["trade_id"], []), row)
-                if fates[place] == "booked":
-                    books.apply(row, record.offset)
+                versions, waits = known.setdefault(row["trade_id"], []), waiting[row["trade_id"]]
+                waits[place] = row
+                fates[place] = "waits"
+                if place in given_up:
+                    assert self._judged(versions, row) == "waits"
+                    fates[place] = "dead"
+                    del waits[place]
+                while (due := self._due(versions, waits)) is not None:
+                    row = waits.pop(due)
+                    fates[due] = self._judged(versions, row)
+                    if fates[due] == "booked":
+                        versions.append(self._content(row))
+                        books.apply(row, due[1])
         return fates, books
 
+    def _due(
+        self, versions: list[tuple[Any, ...]], waits: Mapping[Place, dict[str, Any]]
+    ) -> Place | None:
+        """Give what is judged next of the events of a trade: by version, then as they came."""
+        order = sorted(waits, key=lambda place: (waits[place]["version"] or 99, place))
+        return next((p for p in order if self._judged(versions, waits[p]) != "waits"), None)
+
     @staticmethod
-    def _judged(versions: list[tuple[Any, ...]], row: dict[str, Any]) -> str:
-        content = tuple(row.get(n) for n in ("action", "side", "price", "quantity", "currency"))
+    def _content(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(n) for n in ("action", "side", "price", "quantity", "currency"))
+
+    def _judged(self, versions: list[tuple[Any, ...]], row: dict[str, Any]) -> str:
+        content = self._content(row)
         version = row["version"] or (1 if row["action"] == "NEW" else None)
+        if version is None and not versions:
+            return "waits"
         if version is None and content in versions:
             return "duplicate"
         version = version or len(versions) + 1
@@ -671,11 +770,11 @@ class LedgerModel(DeliveryModel):
                 return "dead"
             return "duplicate" if version == len(versions) else "stale"
         is_over = bool(versions) and versions[-1][0] == "CANCEL"
-        is_due = version == len(versions) + 1 and (row["action"] == "NEW") == (version == 1)
-        if is_over or not is_due or row.get("currency"):  # that is not the one of the position
-            return "dead"
-        versions.append(content)
-        return "booked"
+        is_dead = is_over or (row["action"] == "NEW") != (version == 1)
+        if not is_dead and version > len(versions) + 1:
+            return "waits"
+        # The currency is not the one of the position.
+        return "dead" if is_dead or row.get("currency") else "booked"
 
 
 EXAMPLES: Final = settings(

@@ -404,16 +404,17 @@ def test_changes_of_a_trade_are_judged_and_cancellations_are_not() -> None:
         record = Stored(offset, json.dumps(fields(**changed)).encode())
         batch = RecordBatch.of(0, 1, [record], offset + 1)
         events = read_plain(batch.values)
-        processor.missing_histories(batch, events)
+        processor.missing_histories(batch, events, ["T"])
         return processor.process_batch(batch, events=events)
 
-    early = process(0, action="AMEND", version=2)
-    assert [refusal.reason for refusal in early.refusals] == ["orphan-lifecycle"]
+    waiting = process(0, action="AMEND", version=2, trade_id="U")  # its position is kept by fills
+    assert waiting.rows is not None
+    assert waiting.rows.parked.keys() == {0}
     assert not process(1).suspects
     assert process(2, action="AMEND", version=2, price="100.001").suspects == {"off-tick": 1}
     assert not process(3, action="CANCEL", version=3, price="0.001", quantity="1").suspects
     assert processor.positions["EQ|ACME"].quantity_e8 == 0
-    assert process(4, quantity="5", trade_id="U").suspects == {"off-lot": 1}
+    assert process(4, quantity="5", trade_id="V").suspects == {"off-lot": 1}
 
 
 # -- strict

@@ -10,15 +10,18 @@ from app.ledger_codec import (
     CORRECTION_COLUMNS,
     DEAD_LETTER_COLUMNS,
     HISTORY_COLUMNS,
+    PARKED_COLUMNS,
+    PARKED_RECORD_COLUMNS,
     PLAIN_TRADE_COLUMNS,
     TRADE_COLUMNS,
     event_of,
     position_line,
+    read_parked,
     read_position,
 )
 from app.memory_io.faults import Fault, no_fault
 from app.models import Position, TradeEvent, position_key
-from app.ports import LedgerWrite, StoredTrade
+from app.ports import LedgerWrite, ParkedRecord, StoredTrade
 
 Place = tuple[int, int]
 """Partition and offset in the source topic."""
@@ -36,6 +39,7 @@ class MemoryDatabase:
         corrections: Rows by place.
         positions: Lines by partition and key.
         dead_letters: Rows by place.
+        parked: Rows by place.
     """
 
     next_offsets: dict[int, int | None] = field(default_factory=dict)
@@ -45,6 +49,7 @@ class MemoryDatabase:
     corrections: dict[Place, dict[str, Any]] = field(default_factory=dict)
     positions: dict[tuple[int, str], str] = field(default_factory=dict)
     dead_letters: dict[Place, dict[str, Any]] = field(default_factory=dict)
+    parked: dict[Place, dict[str, Any]] = field(default_factory=dict)
 
 
 class MemoryLedger:
@@ -76,6 +81,15 @@ class MemoryLedger:
         lines = self._database.positions.items()
         return [read_position(line) for (number, _), line in lines if number == partition]
 
+    async def parked(self, partition: int) -> list[ParkedRecord]:
+        """Give the parked records of a partition."""
+        _after(await self._before("parked"))
+        return [
+            read_parked("\t".join(row[name] or "" for name in PARKED_RECORD_COLUMNS))
+            for (number, _), row in sorted(self._database.parked.items())
+            if number == partition
+        ]
+
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """Store what is written, all at once."""
         fault = await self._before("write")
@@ -91,7 +105,7 @@ class MemoryLedger:
                 lost[number] = "another worker has taken it over"
             elif held not in (write.expected, write.next_offset):
                 lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
-            elif held != write.next_offset:
+            elif held != write.next_offset or write.expected == write.next_offset:
                 new[number] = write
         keys = [_version_key(row) for write in new.values() for row in _trades(write)]
         is_known = any(version in self._database.versions.get(name, ()) for name, version in keys)
@@ -121,8 +135,26 @@ class MemoryLedger:
             row = _row(DEAD_LETTER_COLUMNS, line)
             assert _place(row) not in database.dead_letters, "a primary key twice"
             database.dead_letters[_place(row)] = row
+        self._store_parked(number, write)
         for position in write.positions:
             database.positions[number, position.key] = position_line(number, position)
+
+    def _store_parked(self, number: int, write: LedgerWrite) -> None:
+        database = self._database
+        for line in write.parked:
+            row = dict.fromkeys(PARKED_RECORD_COLUMNS) | _row(PARKED_COLUMNS, line)
+            assert _place(row) not in database.parked, "a primary key twice"
+            database.parked[_place(row)] = row
+        for offset, refusal in write.refused.items():
+            why = {name: getattr(refusal, name) for name in ("reason", "kind", "message")}
+            database.parked[number, offset].update(why)
+        for offset in write.released:
+            row = database.parked.pop((number, offset), {"reason": None})
+            if row["reason"] is not None:
+                assert (number, offset) not in database.dead_letters, "a primary key twice"
+                database.dead_letters[number, offset] = {
+                    name: row[name] for name in DEAD_LETTER_COLUMNS
+                }
 
     async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
         """Give the trades that the ledger holds of these ids."""

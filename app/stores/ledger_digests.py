@@ -17,7 +17,8 @@ _PLACE: Final = "source_partition = $1 AND source_offset >= $2 AND source_offset
 _BEGINS: Final = """
 SELECT source_partition, next_offset, least(
     (SELECT min(source_offset) FROM trades t WHERE t.source_partition = p.source_partition),
-    (SELECT min(source_offset) FROM dead_letters d WHERE d.source_partition = p.source_partition))
+    (SELECT min(source_offset) FROM dead_letters d WHERE d.source_partition = p.source_partition),
+    (SELECT min(source_offset) FROM parked_events e WHERE e.source_partition = p.source_partition))
 FROM source_partitions p WHERE next_offset IS NOT NULL
 """
 _DIGESTS: Final = f"""
@@ -34,6 +35,7 @@ SELECT source_offset + 1, next FROM (
 _BOOKED: Final = """
 SELECT DISTINCT trade_id FROM trades WHERE trade_id = ANY($1::text[])
 """
+_PARKED: Final = f"SELECT source_offset FROM parked_events WHERE {_PLACE}"  # noqa: S608 - likewise
 _LETTERS: Final = f"SELECT source_offset, reason, kind FROM dead_letters WHERE {_PLACE}"  # noqa: S608 - likewise
 
 Digest = tuple[int, int]
@@ -68,6 +70,10 @@ class LedgerDigests:
     async def booked(self, trade_ids: Sequence[str]) -> set[str]:
         """Give those of some trades that are booked, wherever."""
         return {row[0] for row in await self._fetch(_BOOKED, list(trade_ids))}
+
+    async def parked(self, partition: int, start: int, end: int) -> set[int]:
+        """Give the offsets of the events that wait for another one of their trade."""
+        return {row[0] for row in await self._fetch(_PARKED, partition, start, end)}
 
     async def dead_letters(
         self, partition: int, start: int, end: int

@@ -24,6 +24,8 @@ from app.ledger_codec import (
     CORRECTION_COLUMNS,
     DEAD_LETTER_COLUMNS,
     HISTORY_COLUMNS,
+    PARKED_COLUMNS,
+    PARKED_RECORD_COLUMNS,
     PLAIN_TRADE_COLUMNS,
     POSITION_COLUMNS,
     TRADE_COLUMNS,
@@ -31,10 +33,11 @@ from app.ledger_codec import (
     copy_text,
     event_of,
     position_line,
+    read_parked,
     read_position,
 )
 from app.models import Position, TradeEvent
-from app.ports import LedgerWrite, StoredTrade
+from app.ports import LedgerWrite, ParkedRecord, StoredTrade
 from app.stores.migrate import Connection, Migration, migrate, pending
 
 log = structlog.get_logger(__name__)
@@ -103,6 +106,26 @@ ON CONFLICT (source_partition, key) DO UPDATE SET
 _POSITIONS: Final = f"""
 SELECT {", ".join(POSITION_COLUMNS)} FROM positions WHERE source_partition = $1
 """  # noqa: S608 - names of our own
+_PARKED: Final = f"""
+SELECT {", ".join(PARKED_RECORD_COLUMNS)} FROM parked_events
+WHERE source_partition = $1 ORDER BY source_offset
+"""  # noqa: S608 - names of our own
+_REFUSE: Final = """
+UPDATE parked_events p SET reason = w.reason, kind = w.kind, message = w.message
+FROM unnest($1::integer[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+    AS w (source_partition, source_offset, reason, kind, message)
+WHERE p.source_partition = w.source_partition AND p.source_offset = w.source_offset
+"""
+_RELEASE: Final = """
+WITH released AS (
+    DELETE FROM parked_events p
+    USING unnest($1::integer[], $2::bigint[]) AS w (source_partition, source_offset)
+    WHERE p.source_partition = w.source_partition AND p.source_offset = w.source_offset
+    RETURNING p.source_partition, p.source_offset, reason, kind, message
+)
+INSERT INTO dead_letters (source_partition, source_offset, reason, kind, message)
+SELECT * FROM released WHERE reason IS NOT NULL
+"""
 _FIND: Final = """
 SELECT t.* FROM unnest($1::text[]) AS wanted (trade_id)
 JOIN trade_versions v ON v.trade_id = wanted.trade_id
@@ -174,6 +197,15 @@ class PostgresLedger:
             )
         return [read_position(line) for line in copied_lines(copied.getvalue())]
 
+    async def parked(self, partition: int) -> list[ParkedRecord]:
+        """See `ports.Ledger`."""
+        copied = BytesIO()
+        async with self._connection() as connection:
+            await connection.copy_from_query(
+                _PARKED, partition, output=copied, format="text", null=""
+            )
+        return [read_parked(line) for line in copied_lines(copied.getvalue())]
+
     async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
         """See `ports.Ledger`."""
         try:
@@ -184,7 +216,9 @@ class PostgresLedger:
                 new = {
                     number: write
                     for number, write in sorted(writes.items())
-                    if number not in lost and held[number] != write.next_offset
+                    # What does not move the offset comes to the same when it is repeated.
+                    if number not in lost
+                    and (held[number] != write.next_offset or write.expected == write.next_offset)
                 }
                 if new:
                     await self._store(connection, new)
@@ -214,6 +248,7 @@ class PostgresLedger:
         corrections = [line for write in writes.values() for line in write.corrections]
         await _copy(connection, "corrections", CORRECTION_COLUMNS, corrections)
         await _copy(connection, "dead_letters", DEAD_LETTER_COLUMNS, letters)
+        await _store_parked(connection, writes)
         positions = [
             position_line(number, position)
             for number, write in writes.items()
@@ -270,6 +305,21 @@ class PostgresLedger:
                 await transaction.rollback()
                 raise
             await transaction.commit()
+
+
+async def _store_parked(connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:
+    parked = [line for write in writes.values() for line in write.parked]
+    refused = [
+        (number, offset, refusal.reason, refusal.kind, refusal.message)
+        for number, write in writes.items()
+        for offset, refusal in write.refused.items()
+    ]
+    released = [(number, offset) for number, write in writes.items() for offset in write.released]
+    await _copy(connection, "parked_events", PARKED_COLUMNS, parked)
+    if refused:
+        await connection.execute(_REFUSE, *map(list, zip(*refused, strict=True)))
+    if released:
+        await connection.execute(_RELEASE, *map(list, zip(*released, strict=True)))
 
 
 async def _copy(

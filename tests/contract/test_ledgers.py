@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import pytest
 
 from app.content import content_hash
-from app.ledger_codec import LedgerRows
+from app.ledger_codec import LedgerRows, read_fills
 from app.memory_io import MemoryDatabase, MemoryLedger
 from app.models import Fee, Position, Refusal, TradeEvent
 from app.money import ONE_E8
-from app.ports import Ledger, LedgerWrite
+from app.ports import Ledger, LedgerWrite, ParkedRecord
 from app.validation import check_event
 from tests.contract.postgres import Database
 
@@ -261,3 +261,104 @@ async def test_two_writers_at_once_store_what_one_of_them_wrote(backend: Backend
     )
     assert [bool(lost) for lost in outcomes] == [True, True, True, False]
     assert len(await backend.tables.trades()) == 3
+
+
+def parking(partition: int, *records: ParkedRecord, **more: Any) -> dict[int, LedgerWrite]:
+    """Give a first write that parks records and moves the offset behind them."""
+    rows = LedgerRows(partition, "USD")
+    for record in records:
+        rows.park(record, trade_event(f"T{record.offset}", action="AMEND", **more))
+    next_offset = max(record.offset for record in records) + 1
+    return {partition: LedgerWrite(None, next_offset, parked=list(rows.parked.values()))}
+
+
+def parked(offset: int, **more: Any) -> ParkedRecord:
+    """Give a parked record."""
+    fields: dict[str, Any] = {
+        "timestamp": 1_790_000_000_000,
+        "key": b"AAPL",
+        "value": b'{"trade_id": "T"}',
+        "headers": [],
+        "parked_ns": 1_790_000_000_123_456_789,
+    }
+    return ParkedRecord(offset, **(fields | more))
+
+
+ORPHAN = Refusal(-1, "orphan-lifecycle", "it did\\n not come", "business", "InvalidTradeError")
+
+
+async def test_parked_records_come_back_as_they_went_in(backend: Backend) -> None:
+    """Every byte of them, by offset, and those of no other partition."""
+    ledger = backend.make()
+    records = [
+        parked(7, key=None, timestamp=-1),
+        parked(2, key=b"", value=bytes(range(256))),
+        parked(
+            5,
+            key=b"\\x\t\n\0",
+            headers=[("a\\b\tc\nd\0", b"\0\xff"), ("é\u2028", None), ("é\u2028", b"")],
+        ),
+    ]
+    for number in (0, 1):
+        await ledger.claim(number)
+        assert await ledger.parked(number) == []
+    more = {"version": 10**30, "book": "a\\b"}
+    assert await ledger.write(parking(0, *records, **more) | parking(1, parked(0))) == {}
+    assert await ledger.parked(0) == [records[1], records[2], records[0]]
+    assert await ledger.parked(1) == [parked(0)]
+
+
+async def test_what_becomes_of_parked_records_may_be_written_without_an_offset(
+    backend: Backend,
+) -> None:
+    """And again: a refusal stays until it is released as a dead letter; others leave nothing."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    for _ in range(2):
+        assert await ledger.write(parking(0, *map(parked, range(4)))) == {}
+    for _ in range(2):
+        write = LedgerWrite(expected=4, next_offset=4, refused={1: ORPHAN, 3: ORPHAN})
+        assert await ledger.write({0: write}) == {}
+        found = {record.offset: record.refusal for record in await ledger.parked(0)}
+        assert found == {0: None, 1: ORPHAN, 2: None, 3: ORPHAN}
+        assert await backend.tables.dead_letters() == []
+    for _ in range(2):
+        write = LedgerWrite(expected=4, next_offset=4, released=[0, 1])
+        assert await ledger.write({0: write}) == {}
+        assert [record.offset for record in await ledger.parked(0)] == [2, 3]
+        assert await backend.tables.dead_letters() == [(0, 1, "orphan-lifecycle")]
+    assert await ledger.claim(0) == 4
+
+
+async def test_a_parked_record_is_released_with_its_effect(backend: Backend) -> None:
+    """It is booked at its own place, before the offset that the ledger had reached."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    await ledger.write(parking(0, parked(0), parked(1)))
+    rows = LedgerRows(0, "USD")
+    for offset, version in ((0, 2), (2, 1)):
+        event = trade_event("T", version=version, action="AMEND" if version > 1 else "NEW")
+        rows.add(offset, event, check_event(event), ())
+    write = LedgerWrite(2, 3, trades=rows.trades, released=[0], positions=[position(2)])
+    for _ in range(2):
+        assert await ledger.write({0: write}) == {}
+    assert await backend.tables.trades() == [(0, 0, "T"), (0, 2, "T")]
+    assert [record.offset for record in await ledger.parked(0)] == [1]
+    lines = await ledger.history(0, "AAPL")
+    assert lines is not None
+    (fill,) = read_fills(lines)
+    assert (fill.trade_id, fill.offset) == ("T", 2)
+
+
+async def test_a_former_owner_releases_nothing(backend: Backend) -> None:
+    """Nor does anybody who is not where the ledger is."""
+    old, new = backend.make(), backend.make()
+    await old.claim(0)
+    await old.write(parking(0, parked(0)))
+    assert await new.claim(0) == 1
+    for ledger, offset in ((old, 1), (new, 2), (new, 0)):
+        for more in ({"refused": {0: ORPHAN}}, {"released": [0]}):
+            write = LedgerWrite(offset, offset, **more)
+            assert (await ledger.write({0: write})).keys() == {0}
+    assert await new.parked(0) == [parked(0)]
+    assert await backend.tables.dead_letters() == []

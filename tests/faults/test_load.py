@@ -143,10 +143,10 @@ async def _processed(
         values = [StoredRecord(n, records[n].value) for n in range(start, stop)]
         batch = RecordBatch.of(partition, 1, values, stop)
         events = read_plain(batch.values)
-        for key in processor.missing_histories(batch, events):
+        ids = trade_ids(batch.values, events)
+        for key in processor.missing_histories(batch, events, ids):
             lines = await ledger.history(partition, key)
             processor.load_history(key, None if lines is None else read_fills(lines))
-        ids = trade_ids(batch.values, events, changed_only=False)
         events = processor.recall(await ledger.find(ids), events)
         result = processor.process_batch(batch, events=events)
         assert result.rows is not None

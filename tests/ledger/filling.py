@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from app.codec import read_plain
+from app.codec import read_plain, trade_ids
+from app.ledger_processor import LedgerProcessor
 from app.memory_io import MemoryRecord
 from app.ports import Ledger, LedgerWrite, RecordBatch
-from app.services import TradeProcessor
+from app.timestamps import NS_PER_MS
 
 NOW_MS = 1_790_000_000_000
 
@@ -32,10 +33,12 @@ async def book(
     values = [e if isinstance(e, bytes) else json.dumps(e).encode() for e in events]
     records = [MemoryRecord(first + i, NOW_MS, None, value, ()) for i, value in enumerate(values)]
     expected = await ledger.claim(partition)
-    processor = TradeProcessor(await ledger.positions(partition))
+    processor = LedgerProcessor(await ledger.positions(partition))
     next_offset = first + len(records)
     batch = RecordBatch.of(partition, 0, records, next_offset)
-    result = processor.process_batch(batch, events=read_plain(batch.values, batch.headers))
+    plain = read_plain(batch.values, batch.headers)
+    plain = processor.recall(await ledger.find(trade_ids(batch.values, plain)), plain)
+    result = processor.process_batch(batch, events=plain, now_ns=NOW_MS * NS_PER_MS)
     assert result.rows is not None
     for refusal in result.refusals:
         result.rows.add_refusal(batch.offsets[refusal.index], refusal)
@@ -49,6 +52,7 @@ async def book(
                 trades=rows.trades,
                 dead_letters=rows.dead_letters,
                 positions=list(result.changed.values()),
+                parked=list(rows.parked.values()),
             )
         }
     )

@@ -15,6 +15,7 @@ import pytest
 from app.config import Settings
 from app.embedded.postgres import EmbeddedPostgres
 from app.errors import LedgerError
+from app.models import Refusal
 from app.ports import LedgerWrite
 from app.stores.ledger_queries import Filters, open_pruner, open_reader
 from app.stores.postgres import migrate_database, open_ledger
@@ -57,7 +58,7 @@ async def test_every_example_gives_what_the_page_shows(
     filled: Database, ledger_server: EmbeddedPostgres
 ) -> None:
     """And every block of SQL is an example with an answer."""
-    assert len(EXAMPLES) == PAGE.count("```sql\n") == 8
+    assert len(EXAMPLES) == PAGE.count("```sql\n") == 9
     for question, shown in EXAMPLES:
         assert answer(ledger_server, filled.url, question) == shown.rstrip(), question
 
@@ -110,10 +111,15 @@ async def prune(url: str) -> int:
 
 
 async def test_the_writer_writes_and_no_more(roles: dict[str, str]) -> None:
-    """All that a consumer does; it deletes nothing, changes no trade and no table."""
+    """All that a consumer does; it deletes nothing but what was parked, and changes no trade."""
     async with open_ledger(SETTINGS, roles["writer"]) as ledger:
         await book(ledger, [trade("A", "BUY", "1", "1"), b"useless"])
         await book(ledger, [trade("B", "SELL", "1", "2")], first=2)
+        await book(ledger, [trade("C", "SELL", "1", "2", action="CANCEL")], first=3)
+        refusal = Refusal(-1, "orphan-lifecycle", "it did not come", "business", "E")
+        for more in ({"refused": {3: refusal}}, {"released": [3]}):
+            assert await ledger.write({0: LedgerWrite(4, 4, **more)}) == {}
+        assert await ledger.parked(0) == []
         assert (await ledger.find(["A", "B"])).keys() == {"A", "B"}
         assert len(await ledger.positions(0)) == 1
     connection = await asyncpg.connect(roles["writer"])
@@ -151,7 +157,10 @@ async def test_the_reader_reads_and_no_more(roles: dict[str, str]) -> None:
         assert len(rows) == 2
     connection = await asyncpg.connect(roles["reader"])
     try:
-        for table in ("trades", "positions", "trade_versions", "source_partitions", "dead_letters"):
+        for table in (
+            *("trades", "positions", "trade_versions", "source_partitions", "dead_letters"),
+            "parked_events",
+        ):
             for start, end in (("INSERT INTO", "DEFAULT VALUES"), ("DELETE FROM", "")):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await connection.execute(f"{start} {table} {end}")
@@ -176,4 +185,4 @@ async def test_the_migrator_prunes(roles: dict[str, str]) -> None:
 
 def test_trades_of_the_page_are_json() -> None:
     """Each line by itself."""
-    assert len([json.loads(line) for line in block("json").splitlines()]) == 7
+    assert len([json.loads(line) for line in block("json").splitlines()]) == 8

@@ -27,7 +27,7 @@ async def test_worked_cases_come_out_of_the_database(database: Database, case: C
         side, amount, price, fee = parts(fill)
         fees += Fraction(fee)
         desk = Desk(database.ledger(), next_offset=number)
-        desk.restart(await desk.ledger.positions(0))
+        await desk.restart()
         signed = int(amount) if side == "BUY" else -int(amount)
         more: dict[str, Any] = {"fees": [{"amount": fee}]} if fee != "0" else {}
         result = await desk.process(event(f"T{number}", signed, price, **more))
@@ -57,7 +57,7 @@ async def test_amend_and_cancel_through_the_database(database: Database) -> None
     next_offset = 0
     for values, expected in steps:
         desk = Desk(database.ledger(), next_offset=next_offset)
-        desk.restart(await desk.ledger.positions(0))
+        await desk.restart()
         await desk.process(*values)
         next_offset = desk.next_offset
         position = await stored(desk.ledger)
