@@ -242,7 +242,7 @@ class Settings(BaseModel):
         description="TOML file of instruments, books and limits, by which trades are marked.",
     )
     validation_strict: bool = Field(
-        default=False, description="Refuse doubtful identifiers and dates; they are marked else."
+        default=False, description="Refuse doubtful identifiers and dates instead of marking them."
     )
     park_max: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=10_000,

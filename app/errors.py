@@ -5,6 +5,7 @@
     ├── RecordError(ValueError)  dead-letter the record, wait for the ack, go on; never retried
     │   ├── DecodeError          its bytes cannot be read as one trade event
     │   └── InvalidTradeError    a trade event, but not one that can be booked
+    │       └── DoubtfulTradeError   it could be, and is refused because somebody wants it so
     ├── TransportError           a broker or a dependency is away: wait, back off, try again
     ├── TopicError               a topic is missing or not as delivery needs it: a person decides
     ├── OffsetGapError           records this group never saw are gone: a person decides
@@ -57,6 +58,10 @@ class DecodeError(RecordError):
 
 class InvalidTradeError(RecordError):
     """A trade event that cannot be booked as it is."""
+
+
+class DoubtfulTradeError(InvalidTradeError):
+    """A trade event that is refused for what is otherwise only marked; see `VALIDATION_STRICT`."""
 
 
 class TransportError(TradeStreamError):

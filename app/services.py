@@ -17,7 +17,7 @@ from app.codec import (
     published_at,
 )
 from app.dedupe import DedupeWindow, Identity
-from app.errors import DecodeError, InvalidTradeError, RecordError
+from app.errors import DecodeError, DoubtfulTradeError, InvalidTradeError, RecordError
 from app.fills import Correction
 from app.headers import Origin, origin_of, size_of
 from app.ledger_codec import LedgerRows
@@ -430,7 +430,7 @@ class TradeProcessor:
         """Tell what is doubtful about an event alone.
 
         Raises:
-            InvalidTradeError: For that it is refused.
+            DoubtfulTradeError: For that it is refused.
         """
         suspects = trade.suspects
         if appended_ns is not None and trade.time_ns > appended_ns + FUTURE_TOLERANCE_NS:
@@ -622,8 +622,10 @@ def refusal_of(exc: RecordError, index: int = -1) -> Refusal:
     """Give the refusal that an error stands for, of the record at an index of its batch."""
     if isinstance(exc, DecodeError) and exc.reason.startswith(("body-", "schema-")):
         kind = "decode"
+    elif exc.reason in _BUSINESS or isinstance(exc, DoubtfulTradeError):
+        kind = "business"  # not for what the record says alone
     else:
-        kind = "business" if exc.reason in _BUSINESS else "validation"
+        kind = "validation"
     return Refusal(index, exc.reason, str(exc), kind, type(exc).__name__)
 
 

@@ -13,7 +13,7 @@ from stdnum import figi, isin, lei
 from stdnum.exceptions import ValidationError
 
 from app.codec import reason_name
-from app.errors import InvalidTradeError
+from app.errors import DoubtfulTradeError, InvalidTradeError
 from app.models import MAX_ID_LENGTH, Action, Fee, TradeEvent
 from app.money import ONE_E8, AmountError, parse_amount
 from app.timestamps import NS_PER_S, TimestampError, parse_timestamp
@@ -116,11 +116,11 @@ def refuse_doubtful(suspects: Iterable[str]) -> None:
     """Refuse a trade for what is doubtful about its identifiers and dates.
 
     Raises:
-        InvalidTradeError: With the first such code.
+        DoubtfulTradeError: With the first such code.
     """
     for code in suspects:
         if code in _REFUSED_IF_STRICT:
-            raise InvalidTradeError(code, f"VALIDATION_STRICT refuses doubtful trades: {code}")
+            raise DoubtfulTradeError(code, f"VALIDATION_STRICT refuses doubtful trades: {code}")
 
 
 def _check_name(text: object, field: str) -> str:
