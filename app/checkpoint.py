@@ -1,8 +1,8 @@
 """Effects of what was processed: acknowledged first, committed after.
 
-Order: dead letters and re-keyed trades are acknowledged, then the ledger's transaction, where there
-is a ledger, then positions, then the next offsets are committed by name. A crash anywhere before
-the commit makes the records come again, and what is applied already is recognised by its offset.
+Order: dead letters and re-keyed trades are acknowledged, with a ledger as the last step before the
+COMMIT of its transaction, then positions, then the next offsets are committed by name. A crash
+anywhere in between makes the records come again, and what is applied is recognised by its offset.
 Positions come after dead letters because some refusals follow from a position: once a later state
 is stored, they could not be judged again.
 
@@ -44,6 +44,8 @@ _FIRST_BACKOFF_S: Final = 0.1
 _LONGEST_BACKOFF_S: Final = 5.0
 _COMMIT_ATTEMPTS: Final = 3
 _RECORDS_AT_ONCE: Final = 250
+_SENDS_TIMEOUT_S: Final = 10.0
+"""Of dead letters within a transaction; what is acknowledged too late is sent once more."""
 
 
 @dataclass(slots=True)
@@ -202,15 +204,21 @@ async def flush(
         What was sent is recognised when the records come again.
     """
     result = FlushResult()
-    sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
     patience = _Patience(health, on_retry)
-    started_s = asyncio.get_running_loop().time()
-    await _publish_all(sends, publisher, result, patience)
-    result.sends_s = asyncio.get_running_loop().time() - started_s
-    result.send_retries = patience.retried_records + len(result.refused)
-    if ledger is not None:
-        await _book(ledger, effects, result, patience)
-        await _send_late(effects, publisher, result, patience)
+    if ledger is None:
+        sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
+        await _send(sends, publisher, result, patience)
+    else:
+        await _book(ledger, effects, publisher, result, patience)
+        late = {
+            partition: list(effect.late_sends.values())
+            for partition, effect in effects.items()
+            if effect.late_sends
+            and partition not in result.refused
+            and partition not in result.lost
+        }
+        # The ledger has their refusals by now.
+        await _send(late, publisher, result, patience)
     written = {}
     for partition, effect in effects.items():
         if partition not in result.refused and partition not in result.lost:
@@ -234,45 +242,69 @@ async def flush(
     return result
 
 
+class _RefusedError(Exception):
+    """The broker will never take something that has to leave before a COMMIT."""
+
+
 async def _book(
     ledger: Ledger,
-    effects: Mapping[int, PartitionEffects],
-    result: FlushResult,
-    patience: "_Patience",
-) -> None:
-    """Store in the ledger what goes beyond it, waiting for the database."""
-    writes = {
-        partition: effect.for_ledger()
-        for partition, effect in effects.items()
-        if partition not in result.refused
-        and (effect.has_parked or effect.next_offset > (effect.ledger_offset or 0))
-    }
-    while writes:
-        try:
-            result.lost |= await ledger.write(writes)
-        except TransportError as exc:
-            await patience.wait(len(writes), str(exc))
-        else:
-            patience.end()
-            return
-
-
-async def _send_late(
     effects: Mapping[int, PartitionEffects],
     publisher: Publisher,
     result: FlushResult,
     patience: "_Patience",
 ) -> None:
-    """Send the dead letters whose refusal the ledger has by now."""
-    sends = {
-        partition: list(effect.late_sends.values())
+    """Store in the ledger what goes beyond it, and send before the COMMIT what has to leave first.
+
+    Not earlier: until the transaction has found the partitions to be ours, and every trade to be
+    new that was believed to be, what was judged may be wrong.
+    """
+    writes = {
+        partition: effect.for_ledger()
         for partition, effect in effects.items()
-        if effect.late_sends and partition not in result.refused and partition not in result.lost
+        if effect.has_parked or effect.next_offset > (effect.ledger_offset or 0)
     }
-    if sends:
-        started_s = asyncio.get_running_loop().time()
-        await _publish_all(sends, publisher, result, patience)
-        result.sends_s += asyncio.get_running_loop().time() - started_s
+    sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
+    assert sends.keys() <= writes.keys(), "what has to leave moves the offset"
+    sent: set[int] = set()
+
+    async def send(partitions: Collection[int]) -> None:
+        left = {p: sends[p] for p in partitions if p in sends and p not in sent}
+        try:
+            # The database does not wait for ever in the midst of a transaction.
+            async with asyncio.timeout(_SENDS_TIMEOUT_S):
+                await _send(left, publisher, result, patience)
+        except TimeoutError as exc:
+            raise TransportError("dead letters are not acknowledged") from exc
+        if result.refused.keys() & left.keys():
+            raise _RefusedError
+        sent.update(left)
+
+    while writes:
+        try:
+            result.lost |= await ledger.write(writes, send)
+        except TransportError as exc:
+            await patience.wait(len(writes), str(exc))
+        except _RefusedError:
+            writes = {p: write for p, write in writes.items() if p not in result.refused}
+        else:
+            patience.end()
+            return
+
+
+async def _send(
+    sends: Mapping[int, list[OutgoingRecord]],
+    publisher: Publisher,
+    result: FlushResult,
+    patience: "_Patience",
+) -> None:
+    """Send dead letters and re-keyed trades, and note how that went."""
+    if not sends:
+        return
+    started_s = asyncio.get_running_loop().time()
+    before = patience.retried_records + len(result.refused)
+    await _publish_all(sends, publisher, result, patience)
+    result.sends_s += asyncio.get_running_loop().time() - started_s
+    result.send_retries += patience.retried_records + len(result.refused) - before
 
 
 class _Patience:

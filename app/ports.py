@@ -3,7 +3,7 @@
 Real Kafka fits in `kafka_io`, lists in memory fit in `memory_io`; one contract suite holds both.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -287,6 +287,14 @@ class StoredTrade:
     versions: Sequence[tuple[TradeEvent, bytes | None]]
 
 
+BeforeCommit = Callable[[Collection[int]], Awaitable[None]]
+"""Called with the partitions of a write when nothing but its COMMIT is left that could fail."""
+
+
+async def nothing_before(_: Collection[int]) -> None:
+    """Do nothing before a COMMIT."""
+
+
 class Ledger(Protocol):
     """Trades, positions and offsets of one group and topic, changed together."""
 
@@ -308,11 +316,19 @@ class Ledger(Protocol):
     async def parked(self, partition: int) -> list[ParkedRecord]:
         """Give the parked records of a partition that is claimed, by offset; raises as `claim`."""
 
-    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+    async def write(
+        self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit = nothing_before
+    ) -> dict[int, str]:
         """Store what is written, by partition, in one transaction.
 
         Where a trade of one partition is booked from another one, or is about to be by the same
         call, it is a transaction for each partition.
+
+        Args:
+            writes: By partition.
+            before_commit: Called in each transaction, when it is sure that its partitions are ours
+                and that none of their trades is booked elsewhere; not for what is stored already.
+                What it raises undoes the transaction, and is raised.
 
         Returns:
             The partitions of which nothing was stored because they are not ours any more, or the

@@ -9,7 +9,7 @@ from app.memory_io import Fault, MemoryDatabase, MemoryLedger
 from app.models import Fate
 from app.ports import StoredTrade
 from app.stats import ConsumerStats
-from tests.memory_world import TRADES, World, symbols_of, trade, until
+from tests.memory_world import DEAD_LETTERS, TRADES, World, symbols_of, trade, until
 from tests.virtual_time import virtual_time
 
 (SYMBOL,) = symbols_of(0, 1)
@@ -140,3 +140,15 @@ async def test_what_is_in_flight_when_a_write_is_refused_is_asked_for(recent: in
     await desk.put()
     stats = await desk.stop()
     assert +stats.fates == {Fate.BOOKED: 200, Fate.DUPLICATE: 200}
+
+
+@virtual_time
+async def test_nothing_leaves_that_was_judged_by_a_trade_that_is_not_new() -> None:
+    """A late repeat with another content, and then the trade itself: that is the duplicate."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(*trades(range(1), price="12"), *trades(range(1)))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 200, Fate.DEAD_LETTERED: 1, Fate.DUPLICATE: 1}
+    (letter,) = desk.world.broker.records(DEAD_LETTERS)
+    assert b'"price": "12"' in (letter.value or b"")

@@ -21,7 +21,7 @@ from app.ledger_codec import (
 )
 from app.memory_io.faults import Fault, no_fault
 from app.models import Position, TradeEvent, position_key
-from app.ports import LedgerWrite, ParkedRecord, StoredTrade
+from app.ports import BeforeCommit, LedgerWrite, ParkedRecord, StoredTrade, nothing_before
 
 Place = tuple[int, int]
 """Partition and offset in the source topic."""
@@ -40,6 +40,7 @@ class MemoryDatabase:
         positions: Lines by partition and key.
         dead_letters: Rows by place.
         parked: Rows by place.
+        lock: Held by a write to its end, as a row of a partition is: a claim waits for it.
     """
 
     next_offsets: dict[int, int | None] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class MemoryDatabase:
     positions: dict[tuple[int, str], str] = field(default_factory=dict)
     dead_letters: dict[Place, dict[str, Any]] = field(default_factory=dict)
     parked: dict[Place, dict[str, Any]] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class MemoryLedger:
@@ -71,7 +73,8 @@ class MemoryLedger:
     async def claim(self, partition: int) -> int | None:
         """Become the only writer of a partition."""
         fault = await self._before("claim")
-        self._database.owners[partition] = self
+        async with self._database.lock:
+            self._database.owners[partition] = self
         _after(fault)
         return self._database.next_offsets.setdefault(partition, None)
 
@@ -90,14 +93,19 @@ class MemoryLedger:
             if number == partition
         ]
 
-    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+    async def write(
+        self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit = nothing_before
+    ) -> dict[int, str]:
         """Store what is written, all at once."""
         fault = await self._before("write")
-        lost = self._write(writes)
+        async with self._database.lock:
+            lost = await self._write(writes, before_commit)
         _after(fault)
         return lost
 
-    def _write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+    async def _write(
+        self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit
+    ) -> dict[int, str]:
         new, lost = {}, {}
         for number, write in writes.items():
             held = self._database.next_offsets.get(number)
@@ -112,8 +120,13 @@ class MemoryLedger:
         if self._notes_ids and (len(set(keys)) < len(keys) or is_known):
             if len(writes) == 1:
                 return dict.fromkeys(writes, "booked elsewhere meanwhile")
-            apart = [self._write({number: writes[number]}) for number in sorted(writes)]
+            apart = [
+                await self._write({number: writes[number]}, before_commit)
+                for number in sorted(writes)
+            ]
             return {number: why for one in apart for number, why in one.items()}
+        if new:
+            await before_commit(new)
         for number, write in new.items():
             self._store(number, write)
         return lost

@@ -37,7 +37,13 @@ from app.ledger_codec import (
     read_position,
 )
 from app.models import Position, TradeEvent
-from app.ports import LedgerWrite, ParkedRecord, StoredTrade
+from app.ports import (
+    BeforeCommit,
+    LedgerWrite,
+    ParkedRecord,
+    StoredTrade,
+    nothing_before,
+)
 from app.stores.migrate import Connection, Migration, migrate, pending
 
 log = structlog.get_logger(__name__)
@@ -206,7 +212,9 @@ class PostgresLedger:
             )
         return [read_parked(line) for line in copied_lines(copied.getvalue())]
 
-    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+    async def write(
+        self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit = nothing_before
+    ) -> dict[int, str]:
         """See `ports.Ledger`."""
         try:
             async with self._transaction() as connection:
@@ -222,10 +230,14 @@ class PostgresLedger:
                 }
                 if new:
                     await self._store(connection, new)
+                    await before_commit(new)
         except asyncpg.UniqueViolationError as exc:
             if len(writes) > 1:
                 # Two of these partitions may have the trade: each by itself, so that one gets it.
-                apart = [await self.write({number: writes[number]}) for number in sorted(writes)]
+                apart = [
+                    await self.write({number: writes[number]}, before_commit)
+                    for number in sorted(writes)
+                ]
                 return {number: why for one in apart for number, why in one.items()}
             # Booked by another worker, from another partition, since we asked: to be judged anew.
             return dict.fromkeys(writes, f"booked elsewhere meanwhile: {exc.detail}")

@@ -24,11 +24,13 @@ from app.kafka_io.publisher import KafkaPublisher
 from app.pnl import Holding
 from app.ports import (
     Assignment,
+    BeforeCommit,
     LedgerWrite,
     OutgoingRecord,
     RecordBatch,
     SendOutcome,
     SendState,
+    nothing_before,
 )
 from app.services import TradeProcessor
 from app.stores.changelog import Changelog, Restored
@@ -200,10 +202,13 @@ def _without_rows(write: LedgerWrite) -> LedgerWrite:
 def _positions_apart(write: Any) -> Any:
     """Store positions in a transaction of their own, after that of trades and offset."""
 
-    async def apart(self: PostgresLedger, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
-        refused: dict[int, str] = await write(
-            self, {n: dataclasses.replace(one, positions=()) for n, one in writes.items()}
-        )
+    async def apart(
+        self: PostgresLedger,
+        writes: Mapping[int, LedgerWrite],
+        before_commit: BeforeCommit = nothing_before,
+    ) -> dict[int, str]:
+        bare = {n: dataclasses.replace(one, positions=()) for n, one in writes.items()}
+        refused: dict[int, str] = await write(self, bare, before_commit)
         await asyncio.sleep(_APART_S)
         positions = {n: _without_rows(one) for n, one in writes.items() if n not in refused}
         async with self._connection() as connection, connection.transaction():
@@ -233,8 +238,13 @@ def _offset_first(store: Any) -> Any:
 def _unfenced(write: Any) -> Any:
     """Compare neither owner nor offset, and leave out the rows that are there already."""
 
-    async def stubborn(self: PostgresLedger, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
-        refused: dict[int, str] = await write(self, writes)
+    async def stubborn(
+        self: PostgresLedger,
+        writes: Mapping[int, LedgerWrite],
+        before_commit: BeforeCommit = nothing_before,
+    ) -> dict[int, str]:
+        refused: dict[int, str] = await write(self, writes, before_commit)
+        await before_commit(refused)
         for number in refused:
             try:
                 async with self._connection() as connection, connection.transaction():

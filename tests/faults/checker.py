@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from tests.faults.journal import Attempt, State, digest
 from tests.faults.ledger_rules import check_tables, topic_differs
-from tests.faults.oracle import LIFE_CYCLE, REKEYED_FROM, Expected, Fate, Model, Place, expect
+from tests.faults.oracle import REKEYED_FROM, Expected, Fate, Model, Place, expect
 from tests.faults.reading import LogRecord
 from tests.faults.tables import LedgerSample, Tables
 
@@ -259,12 +259,7 @@ def _check_letters(
         elif problem := _difference(letter, original, evidence.topic):
             verdict.blame(2, "damaged", f"dead letter of {origin}: {problem}")
         elif not expected.allows(origin, reason := _text(letter.headers["x-dlq-reason"])):
-            if origin in first and origin in expected.reasons and reason in LIFE_CYCLE:
-                # A former owner that wakes judges a record by what came after it, and is refused
-                # only when its letter has left.
-                verdict.counts["letters_of_another_reason"] += 1
-            else:
-                verdict.blame(2, "damaged", f"dead letter of {origin} says {reason}")
+            verdict.blame(2, "damaged", f"dead letter of {origin} says {reason}")
         first.setdefault(origin, letter)
     holes = {(partition, hole.start) for partition, hole in evidence.holes.items()}
     verdict.counts["quarantined"] = sum(len(hole) for hole in evidence.holes.values())

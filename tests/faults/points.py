@@ -15,10 +15,10 @@ POINTS: Final = (
 
 LEDGER_POINTS: Final = (
     "after-claim",
-    "before-letters",
-    "after-letters",
     "before-transaction",
     "in-transaction",
+    "before-letters",
+    "after-letters",
     "after-transaction",
     "after-positions",
     "before-commit",

@@ -211,24 +211,6 @@ def test_a_quarantined_batch_leaves_a_hole_with_a_pointer() -> None:
     assert not check(evidence).findings
 
 
-def test_a_late_owner_may_repeat_a_dead_letter_with_another_reason() -> None:
-    """The first one has to say why; a repeat that speaks of the trade's later life is counted."""
-    evidence = sound()
-    conflict = LogRecord(0, 5, AT_0.encode(), trade(1, AT_0, "99"), {})
-    evidence.source = [*evidence.source[:5], conflict, *evidence.source[5:]]
-    evidence.attempts = None
-    letters = evidence.letters
-    reasons = (b"version-conflict", b"after-cancel")
-    evidence.letters = [*letters, *(letter(2 + n, conflict, r) for n, r in enumerate(reasons))]
-    verdict = check(evidence)
-    assert not verdict.findings, verdict.report()
-    assert verdict.counts["letters_of_another_reason"] == 1
-    evidence.letters = [
-        *letters, *(letter(2 + n, conflict, r) for n, r in enumerate(reversed(reasons)))
-    ]  # fmt: skip
-    assert [f.what.split(":")[0] for f in check(evidence).findings] == ["damaged"]
-
-
 def test_sent_twice_depends_on_blocks_of_the_window() -> None:
     """In the same block or the next one it is a duplicate, or a conflict; later it is new."""
     again = trade(1, AT_0, published_at="later")

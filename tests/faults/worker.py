@@ -21,7 +21,14 @@ from app.kafka_io import connect
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.lifecycle import run_program
-from app.ports import LedgerWrite, OutgoingRecord, RecordBatch, SendOutcome
+from app.ports import (
+    BeforeCommit,
+    LedgerWrite,
+    OutgoingRecord,
+    RecordBatch,
+    SendOutcome,
+    nothing_before,
+)
 from app.stores.migrate import Connection
 from app.stores.postgres import PostgresLedger, open_ledger
 from tests.faults.bugs import BUGS, plant
@@ -117,9 +124,11 @@ class FailingLedger(PostgresLedger):
         _failpoint.reached("after-claim")
         return offset
 
-    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+    async def write(
+        self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit = nothing_before
+    ) -> dict[int, str]:
         _failpoint.reached("before-transaction")
-        refused = await super().write(writes)
+        refused = await super().write(writes, before_commit)
         _failpoint.reached("after-transaction")
         for partition, why in refused.items():
             if len(writes) > 1 and why.startswith("booked elsewhere"):

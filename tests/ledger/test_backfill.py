@@ -10,7 +10,7 @@ from app.backfill import Backfill, Backfilled
 from app.errors import LedgerError, OffsetGapError, TransportError
 from app.memory_io import MemoryLogReader, partition_for
 from app.models import Position
-from app.ports import Ledger, LedgerWrite
+from app.ports import BeforeCommit, Ledger, LedgerWrite, nothing_before
 from app.stores.backfill_ledger import BackfillLedger
 from app.stores.changelog import Changelog
 from tests.contract.postgres import Database
@@ -130,11 +130,13 @@ class Dying(BackfillLedger):
     left: int
     is_stored: bool
 
-    async def write(self, writes: Mapping[int, LedgerWrite]) -> dict[int, str]:
+    async def write(
+        self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit = nothing_before
+    ) -> dict[int, str]:
         self.left -= 1
         if self.left == 0 and not self.is_stored:
             raise TransportError("died before")
-        lost = await super().write(writes)
+        lost = await super().write(writes, before_commit)
         if self.left == 0:
             raise TransportError("died after")
         return lost

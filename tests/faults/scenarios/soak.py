@@ -10,7 +10,6 @@ from tests.faults.run import Run
 from tests.faults.scenarios.registry import scenario
 
 RATE = 400
-_WARM_UP_S = 120
 
 
 @scenario(nodes=3)
@@ -63,10 +62,10 @@ def _cuts(run: Run) -> None:
 
 
 def _slopes(run: Run) -> dict[str, float]:
-    """Give what the worker that lived longest has gained in an hour, after a warm-up."""
+    """Give what the worker that lived longest has gained in an hour, once its tables were full."""
     first = run.workers[0]
     usage: list[Usage] = [used for used in run.sampler.usage if used.pid == first.pid]
-    usage = [used for used in usage if used.at_s > usage[0].at_s + _WARM_UP_S]
+    usage = usage[len(usage) // 2 :]
     if len(usage) < 2:
         return {}
     hours = [used.at_s / 3600 for used in usage]
