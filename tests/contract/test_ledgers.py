@@ -1,7 +1,7 @@
 """What every ledger promises: all or nothing, one writer, a repeated write found to be there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -194,6 +194,66 @@ async def test_a_trade_of_two_partitions_in_one_write_is_stored_once(backend: Ba
         [(stored, 0, "T0"), (stored, 1, "T1"), (2, 0, "other0"), (2, 1, "other1")]
     )
     assert [await ledger.claim(n) for n in (lost, stored, 2)] == [None, 2, 2]
+
+
+class Before:
+    """Remembers before which commits it was called; may object to one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[set[int]] = []
+        self._error = error
+
+    async def __call__(self, partitions: Collection[int]) -> None:
+        """Take note."""
+        self.calls.append(set(partitions))
+        if self._error is not None:
+            raise self._error
+
+
+async def test_what_has_to_leave_before_a_commit_leaves_once_nothing_else_can_fail(
+    backend: Backend,
+) -> None:
+    """Not for a partition that is lost, nor for a trade that is booked, nor for a repeat."""
+    ledger, other = backend.make(), backend.make()
+    for number in (0, 1):
+        await ledger.claim(number)
+    await other.claim(2)
+    before = Before()
+    writes = {n: write(n, range(2), expected=None, prefix=f"P{n}-") for n in range(3)}
+    assert (await ledger.write(writes, before)).keys() == {2}
+    assert before.calls == [{0, 1}]
+    assert (await ledger.write({0: writes[0]}, before)) == {}
+    assert (await ledger.write({1: write(1, range(2, 3), expected=2)}, before)) == {}
+    assert before.calls == [{0, 1}, {1}]
+    repeated = write(0, range(2, 3), expected=2, prefix="T")  # partition 1 has T2
+    assert (await ledger.write({0: repeated}, before)).keys() == {0}
+    assert before.calls == [{0, 1}, {1}]
+
+
+async def test_an_error_before_a_commit_undoes_everything(backend: Backend) -> None:
+    """And is raised as it is."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    with pytest.raises(ZeroDivisionError):
+        await ledger.write({0: write(0, range(2), expected=None)}, Before(ZeroDivisionError()))
+    assert await backend.tables.trades() == []
+    assert await ledger.write({0: write(0, range(2), expected=None)}) == {}
+
+
+async def test_a_claim_waits_for_the_write_of_the_former_owner(backend: Backend) -> None:
+    """What leaves before a commit leaves as long as the partition is ours."""
+    old, new = backend.make(), backend.make()
+    await old.claim(0)
+    claiming: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+    async def before(_: Collection[int]) -> None:
+        nonlocal claiming
+        claiming = asyncio.ensure_future(new.claim(0))
+        await asyncio.wait([claiming], timeout=0.2)
+        assert not claiming.done()
+
+    assert await old.write({0: write(0, range(2), expected=None)}, before) == {}
+    assert await claiming == 2
 
 
 async def test_trades_are_found_by_their_ids(backend: Backend) -> None:
