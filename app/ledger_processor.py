@@ -4,6 +4,8 @@ A cost method depends on the path, so what one trade did to a position cannot be
 AMEND or a CANCEL folds all fills of the position again, in the order of their execution. The fills
 are loaded for a position when the first such event of it comes, and then kept up to date as long as
 there is room, so that the next ones need not be asked for.
+
+An event that comes before the one that it follows is parked, and judged again when that is applied.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -430,6 +430,8 @@ class Reconciler:
                         why[trade_id, *own] = "re-keyed, and not in the ledger yet"
                     elif await ledger.dead_letters(number, offset, offset + 1):
                         why[trade_id, *own] = "re-keyed, and dead-lettered there"
+                    elif await ledger.parked(number, offset, offset + 1):
+                        why[trade_id, *own] = "re-keyed, and parked there"
         return why
 
     async def _compare_sides(  # noqa: PLR0917 - two sides and two ends

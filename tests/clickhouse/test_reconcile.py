@@ -214,6 +214,7 @@ async def test_the_ledger_and_its_copy_are_equal(mixed: CopyWorld, database: Dat
     assert result.explained["booked at another place: sent twice, or re-keyed"] > 100
     assert result.explained["dead-lettered"] >= 2
     assert result.explained["parked: they wait for another event of their trade"] == 1
+    assert result.explained["re-keyed, and parked there"] == 1
     assert json.dumps(result.to_json())
 
 

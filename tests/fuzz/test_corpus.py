@@ -53,7 +53,7 @@ def test_body_that_is_cut_anywhere_is_no_json(end: int) -> None:
 NOT_OF_A_VALUE_ALONE = {
     *("version-conflict", "currency-differs-from-position", "multiplier-differs-from-position"),
     *("key-mismatch", "batch-unreadable"),
-    *("after-cancel", "key-changed", "orphan-lifecycle", "history-pruned"),
+    *("after-cancel", "key-changed", "orphan-lifecycle", "park-overflow", "history-pruned"),
 }
 
 
