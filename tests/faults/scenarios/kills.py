@@ -48,6 +48,7 @@ def kill_at_random(run: Run) -> None:
         victim.kill()
         run.bite("kills with work in hand", run.world.lag() > 0)
         run.worker()
+    run.await_joined(run.workers[-1])  # a process that is still starting knows no clean stop
     run.stop_loads()
 
 
