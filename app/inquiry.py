@@ -68,8 +68,9 @@ class Inquiry:
                 lines = await self._ledger.history(partition.number, key)
                 processor.load_history(key, None if lines is None else read_fills(lines))
         is_in_doubt = batch.offsets[0] < self._doubtful.get(partition.number, 0)
+        sought = [*changed_ids(batch.values, events), *processor.awaited(ids)]
         if not is_in_doubt:
-            ids = [*changed_ids(batch.values, events), *processor.awaited(ids)]
+            ids = sought
         found: Mapping[str, StoredTrade] = {}
         if ids:
             try:
@@ -77,6 +78,6 @@ class Inquiry:
                     found = await self._ledger.find(ids)
             except TimeoutError as exc:
                 raise TransportError("the ledger does not say what it has") from exc
-        if found and is_in_doubt:
+        if is_in_doubt and found.keys() - sought:  # a trade that begins, and has begun before
             self.doubt(partition.number, batch.next_offset)
         return processor.recall(found, events)
