@@ -136,6 +136,7 @@ class PartitionEffects:
             trades=rows.trades if rows else (),
             corrections=rows.corrections if rows else (),
             dead_letters=rows.dead_letters if rows else (),
+            refused_new=rows.refused_new if rows else (),
             positions=self.positions.values(),
             parked=list(rows.parked.values()) if rows else (),
             refused=rows.refused if rows else {},

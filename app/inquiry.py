@@ -20,7 +20,8 @@ class Inquiry:
 
     An event that changes a trade, or that another one waits for, has to know the trade: of that the
     ledger is always asked. A trade that begins is new as a rule. That is believed, since the ledger
-    lets no trade begin twice: a write that would is refused as a whole, and its records come again.
+    lets no trade begin twice: a write that would, or that refuses one as new which is not, is
+    refused as a whole, and its records come again.
     From then on the ledger is asked about every trade of that partition, until for a while it has
     had none of them. The same holds after a partition was opened, whose last trades nobody here
     remembers.

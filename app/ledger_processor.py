@@ -212,8 +212,14 @@ class LedgerProcessor(TradeProcessor):
         self.identity.expect(str(came.event.trade_id))
 
     def _take(self, result: BatchResult, came: Incoming, *, is_open: bool) -> Settled:
-        settled = super()._take(result, came, is_open=is_open)
         trade_id = str(came.event.trade_id)
+        try:
+            settled = super()._take(result, came, is_open=is_open)
+        except InvalidTradeError:
+            # It may be a repeat of long ago, which its position would not take today.
+            if result.rows is not None and self.identity.get(trade_id) is None:
+                result.rows.refused_new.append(trade_id)
+            raise
         if settled.waits is not None:
             self._park(result, came, settled.waits)
         elif settled.fate is None and trade_id in self._parking.trade_ids:

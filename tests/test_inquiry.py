@@ -159,6 +159,20 @@ async def test_what_is_in_flight_when_a_write_is_refused_is_asked_for(recent: in
 
 
 @virtual_time
+async def test_a_late_repeat_that_its_position_would_not_take_is_a_duplicate() -> None:
+    """As it is where the ledger is asked: not a dead letter of a trade that is booked."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(trade(SYMBOL, side="SELL", quantity="200", trade_id="flat"))
+    await desk.put(trade(SYMBOL, contract_multiplier="10", trade_id="ten"))
+    await desk.put(*trades(range(1)), *trades(range(200, 201)))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 202, Fate.DUPLICATE: 1, Fate.DEAD_LETTERED: 1}
+    assert stats.reasons == {"multiplier-differs-from-position": 1}
+    assert len(desk.world.broker.records(DEAD_LETTERS)) == 1
+
+
+@virtual_time
 async def test_nothing_leaves_that_was_judged_by_a_trade_that_is_not_new() -> None:
     """A late repeat with another content, and then the trade itself: that is the duplicate."""
     desk = Desk()

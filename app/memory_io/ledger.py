@@ -115,6 +115,10 @@ class MemoryLedger:
                 lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
             elif held != write.next_offset or write.expected == write.next_offset:
                 new[number] = write
+        for number, write in list(new.items()):
+            if self._notes_ids and self._database.versions.keys() & write.refused_new:
+                lost[number] = "refused as new, and booked"
+                del new[number]
         keys = [_version_key(row) for write in new.values() for row in _trades(write)]
         is_known = any(version in self._database.versions.get(name, ()) for name, version in keys)
         if self._notes_ids and (len(set(keys)) < len(keys) or is_known):
