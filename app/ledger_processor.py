@@ -192,14 +192,13 @@ class LedgerProcessor(TradeProcessor):
         Args:
             now_ns: Time up to which everything is processed, UTC nanoseconds, by the clock of
                 `process_batch`.
-            at_most: Look at so many; the others are for the next call.
+            at_most: Give up so many; the others are for the next call.
 
         Returns:
             What is to be dead-lettered, each with its refusal.
         """
         late, self._late = self._late[:at_most], self._late[at_most:]
-        for one in self._parking.oldest(at_most):
-            # In the order of the log: where the clock was set back, one may wait a little longer.
+        while len(late) < at_most and (one := self._parking.first_due()) is not None:
             judgement = judge_waiting(one.parked, now_ns=now_ns)
             if judgement is None:
                 break
