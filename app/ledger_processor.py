@@ -119,7 +119,7 @@ class LedgerProcessor(TradeProcessor):
         changed = (_key_of_change(value) for value, event in plain if event is None)
         keys = {key for key in changed if key is not None}
         keys.update(self._parking.position_keys(trade_ids))
-        if not keys:
+        if not keys and not self._histories:
             return []
         self._make_room(keys)
         for key in keys - self._holdings.keys():
