@@ -45,7 +45,7 @@ _LONGEST_BACKOFF_S: Final = 5.0
 _COMMIT_ATTEMPTS: Final = 3
 _RECORDS_AT_ONCE: Final = 250
 _SENDS_TIMEOUT_S: Final = 10.0
-"""Of dead letters within a transaction; what is acknowledged too late is sent once more."""
+"""Of dead letters within a transaction; those that are acknowledged too late are sent once more."""
 
 
 @dataclass(slots=True)
@@ -136,6 +136,7 @@ class PartitionEffects:
             trades=rows.trades if rows else (),
             corrections=rows.corrections if rows else (),
             dead_letters=rows.dead_letters if rows else (),
+            refused_new=rows.refused_new if rows else (),
             positions=self.positions.values(),
             parked=list(rows.parked.values()) if rows else (),
             refused=rows.refused if rows else {},
@@ -206,7 +207,7 @@ async def flush(
     result = FlushResult()
     patience = _Patience(health, on_retry)
     if ledger is None:
-        sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
+        sends = {p: list(effect.sends) for p, effect in effects.items() if effect.sends}
         await _send(sends, publisher, result, patience)
     else:
         await _book(ledger, effects, publisher, result, patience)
@@ -263,12 +264,11 @@ async def _book(
         for partition, effect in effects.items()
         if effect.has_parked or effect.next_offset > (effect.ledger_offset or 0)
     }
-    sends = {p: effect.sends for p, effect in effects.items() if effect.sends}
+    sends = {p: list(effect.sends) for p, effect in effects.items() if effect.sends}
     assert sends.keys() <= writes.keys(), "what has to leave moves the offset"
-    sent: set[int] = set()
 
     async def send(partitions: Collection[int]) -> None:
-        left = {p: sends[p] for p in partitions if p in sends and p not in sent}
+        left = {p: sends[p] for p in partitions if p in sends}
         try:
             # The database does not wait for ever in the midst of a transaction.
             async with asyncio.timeout(_SENDS_TIMEOUT_S):
@@ -277,7 +277,6 @@ async def _book(
             raise TransportError("dead letters are not acknowledged") from exc
         if result.refused.keys() & left.keys():
             raise _RefusedError
-        sent.update(left)
 
     while writes:
         try:
@@ -297,12 +296,27 @@ async def _send(
     result: FlushResult,
     patience: "_Patience",
 ) -> None:
-    """Send dead letters and re-keyed trades, and note how that went."""
-    if not sends:
+    """Send dead letters and re-keyed trades, and note how that went.
+
+    Args:
+        sends: They, by partition; what is acknowledged is taken out, so that whoever is interrupted
+            goes on from there.
+        publisher: Sends them.
+        result: Takes what was refused, and how long it took.
+        patience: Waits between attempts.
+    """
+    if not any(sends.values()):
         return
     started_s = asyncio.get_running_loop().time()
     before = patience.retried_records + len(result.refused)
-    await _publish_all(sends, publisher, result, patience)
+    while some := {
+        partition: of[:_RECORDS_AT_ONCE]
+        for partition, of in sends.items()
+        if of and partition not in result.refused
+    }:
+        await _publish_all(some, publisher, result, patience)
+        for partition, of in some.items():
+            del sends[partition][: len(of)]
     result.sends_s += asyncio.get_running_loop().time() - started_s
     result.send_retries += patience.retried_records + len(result.refused) - before
 

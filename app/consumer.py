@@ -131,6 +131,7 @@ class TradeConsumer:
             changelog=changelog,
             partition_of=partition_of,
             settings=settings,
+            reference_file=reference_file,
             monotonic=monotonic,
         )
         self.stats = ConsumerStats()

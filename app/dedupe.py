@@ -88,7 +88,7 @@ class LedgerIdentity(Identity):
 
     def settle(self) -> None:
         """Forget what was there when this last forgot something: the ledger has it by now."""
-        if len(self.known) >= self._recent:
+        if len(self.known) - len(self._awaited) >= self._recent:
             self.known_before, self.known = self.known, dict.fromkeys(self._awaited)
 
     def note(self, event: TradeEvent, value: bytes) -> None:

@@ -20,7 +20,8 @@ class Inquiry:
 
     An event that changes a trade, or that another one waits for, has to know the trade: of that the
     ledger is always asked. A trade that begins is new as a rule. That is believed, since the ledger
-    lets no trade begin twice: a write that would is refused as a whole, and its records come again.
+    lets no trade begin twice: a write that would, or that refuses one as new which is not, is
+    refused as a whole, and its records come again.
     From then on the ledger is asked about every trade of that partition, until for a while it has
     had none of them. The same holds after a partition was opened, whose last trades nobody here
     remembers.
@@ -68,8 +69,9 @@ class Inquiry:
                 lines = await self._ledger.history(partition.number, key)
                 processor.load_history(key, None if lines is None else read_fills(lines))
         is_in_doubt = batch.offsets[0] < self._doubtful.get(partition.number, 0)
+        sought = [*changed_ids(batch.values, events), *processor.awaited(ids)]
         if not is_in_doubt:
-            ids = [*changed_ids(batch.values, events), *processor.awaited(ids)]
+            ids = sought
         found: Mapping[str, StoredTrade] = {}
         if ids:
             try:
@@ -77,6 +79,6 @@ class Inquiry:
                     found = await self._ledger.find(ids)
             except TimeoutError as exc:
                 raise TransportError("the ledger does not say what it has") from exc
-        if found and is_in_doubt:
+        if is_in_doubt and found.keys() - sought:  # a trade that begins, and has begun before
             self.doubt(partition.number, batch.next_offset)
         return processor.recall(found, events)

@@ -79,6 +79,7 @@ class LedgerRows:
         trades: Lines of `TRADE_COLUMNS`.
         corrections: Lines of `CORRECTION_COLUMNS`.
         dead_letters: Lines of `DEAD_LETTER_COLUMNS`.
+        refused_new: Ids of trades of which nothing was known when they were refused.
         parked: Lines of `PARKED_COLUMNS`, by offset.
         refused: Why parked records are to be dead-lettered, by offset.
         released: Offsets of records that were parked before and have their fate.
@@ -90,6 +91,7 @@ class LedgerRows:
     trades: list[str] = field(default_factory=list)
     corrections: list[str] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
+    refused_new: list[str] = field(default_factory=list)
     parked: dict[int, str] = field(default_factory=dict)
     refused: dict[int, Refusal] = field(default_factory=dict)
     released: list[int] = field(default_factory=list)
@@ -206,6 +208,7 @@ class LedgerRows:
         self.trades += other.trades
         self.corrections += other.corrections
         self.dead_letters += other.dead_letters
+        self.refused_new += other.refused_new
         for offset in other.released:
             self.release(offset)
         self.parked |= other.parked

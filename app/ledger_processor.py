@@ -119,7 +119,7 @@ class LedgerProcessor(TradeProcessor):
         changed = (_key_of_change(value) for value, event in plain if event is None)
         keys = {key for key in changed if key is not None}
         keys.update(self._parking.position_keys(trade_ids))
-        if not keys:
+        if not keys and not self._histories:
             return []
         self._make_room(keys)
         for key in keys - self._holdings.keys():
@@ -192,14 +192,13 @@ class LedgerProcessor(TradeProcessor):
         Args:
             now_ns: Time up to which everything is processed, UTC nanoseconds, by the clock of
                 `process_batch`.
-            at_most: Look at so many; the others are for the next call.
+            at_most: Give up so many; the others are for the next call.
 
         Returns:
             What is to be dead-lettered, each with its refusal.
         """
         late, self._late = self._late[:at_most], self._late[at_most:]
-        for one in self._parking.oldest(at_most):
-            # In the order of the log: where the clock was set back, one may wait a little longer.
+        while len(late) < at_most and (one := self._parking.first_due()) is not None:
             judgement = judge_waiting(one.parked, now_ns=now_ns)
             if judgement is None:
                 break
@@ -212,8 +211,14 @@ class LedgerProcessor(TradeProcessor):
         self.identity.expect(str(came.event.trade_id))
 
     def _take(self, result: BatchResult, came: Incoming, *, is_open: bool) -> Settled:
-        settled = super()._take(result, came, is_open=is_open)
         trade_id = str(came.event.trade_id)
+        try:
+            settled = super()._take(result, came, is_open=is_open)
+        except InvalidTradeError:
+            # It may be a repeat of long ago, which its position would not take today.
+            if result.rows is not None and self.identity.get(trade_id) is None:
+                result.rows.refused_new.append(trade_id)
+            raise
         if settled.waits is not None:
             self._park(result, came, settled.waits)
         elif settled.fate is None and trade_id in self._parking.trade_ids:

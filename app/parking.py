@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from app.headers import size_of
@@ -42,6 +42,7 @@ class Parking:
         self._deadline_ns = deadline_ns
         self._waiting: dict[int, Waiting] = {}
         self._of_trade: dict[str, dict[int, Waiting]] = {}
+        self._deadlines: list[tuple[int, int]] = []  # a heap; some of them wait no longer
         self._bytes = 0
 
     @property
@@ -69,6 +70,10 @@ class Parking:
         )
         one = Waiting(record, came, parked)
         self._waiting[record.offset] = one
+        if len(self._deadlines) >= 2 * len(self._waiting):
+            self._deadlines = [d for d in self._deadlines if d[1] in self._waiting]
+            heapify(self._deadlines)
+        heappush(self._deadlines, (parked.deadline_ns, record.offset))
         self._of_trade.setdefault(str(came.event.trade_id), {})[record.offset] = one
         self._bytes += _size(record)
 
@@ -96,9 +101,12 @@ class Parking:
             for one in self._of_trade[trade_id].values():
                 yield one.parked.event.position_key
 
-    def oldest(self, count: int) -> list[Waiting]:
-        """Give those that were parked first."""
-        return list(islice(self._waiting.values(), count))
+    def first_due(self) -> Waiting | None:
+        """Give the event whose waiting ends first; `None` where nothing waits."""
+        # Mostly in the order of the log, but not where the clock was set back.
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            heappop(self._deadlines)
+        return self._waiting[self._deadlines[0][1]] if self._deadlines else None
 
 
 def _size(record: ParkedRecord) -> int:

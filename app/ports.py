@@ -256,6 +256,7 @@ class LedgerWrite:
         trades: Lines of the other trades.
         corrections: Lines of what was changed of the past.
         dead_letters: Lines of what was dead-lettered.
+        refused_new: Ids of trades that were refused as new ones: none of them may be booked.
         positions: Positions that have changed.
         parked: Lines of the records that are parked.
         refused: Why parked records are to be dead-lettered, by offset; they stay parked for it.
@@ -269,6 +270,7 @@ class LedgerWrite:
     trades: Sequence[str] = ()
     corrections: Sequence[str] = ()
     dead_letters: Sequence[str] = ()
+    refused_new: Sequence[str] = ()
     positions: Collection[Position] = ()
     parked: Sequence[str] = ()
     refused: Mapping[int, Refusal] = field(default_factory=dict)
@@ -322,7 +324,8 @@ class Ledger(Protocol):
         """Store what is written, by partition, in one transaction.
 
         Where a trade of one partition is booked from another one, or is about to be by the same
-        call, it is a transaction for each partition.
+        call, it is a transaction for each partition. One with a trade that is booked, or was
+        refused as new although it is booked, is refused whole.
 
         Args:
             writes: By partition.

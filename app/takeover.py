@@ -19,6 +19,7 @@ from app.ports import (
     RecordSource,
     SendState,
 )
+from app.reference_file import ReferenceFile
 from app.services import TradeProcessor
 from app.starting_point import starting_point
 from app.stores.changelog import Changelog, Restored
@@ -135,6 +136,7 @@ class Takeover:
         changelog: Changelog,
         partition_of: Callable[[bytes], int],
         settings: Settings,
+        reference_file: ReferenceFile | None,
         monotonic: Callable[[], float],
     ) -> None:
         self._source = source
@@ -143,6 +145,7 @@ class Takeover:
         self._changelog = changelog
         self._partition_of = partition_of
         self._settings = settings
+        self._reference_file = reference_file
         self._monotonic = monotonic
 
     async def take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition:
@@ -286,6 +289,7 @@ class Takeover:
 
         policy = self._settings.key_mismatch
         belongs_or_any = None if policy is KeyMismatch.ACCEPT else belongs
+        reference = None if self._reference_file is None else self._reference_file.reference
         if self._ledger is not None and self._settings.identity is IdentityScope.FULL:
             processor = LedgerProcessor(
                 positions,
@@ -293,6 +297,7 @@ class Takeover:
                 belongs=belongs_or_any,
                 rekeys=policy is KeyMismatch.REKEY,
                 recent=self._settings.dedupe_window,
+                reference=reference,  # what is restored is marked by it as well
                 is_strict=self._settings.validation_strict,
                 park_max=self._settings.park_max,
                 park_deadline_ns=int(self._settings.park_deadline_s * NS_PER_S),
@@ -306,5 +311,6 @@ class Takeover:
             rekeys=policy is KeyMismatch.REKEY,
             dedupe_window=self._settings.dedupe_window,
             applies_from=applies_from,
+            reference=reference,
             is_strict=self._settings.validation_strict,
         )

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from app.memory_io import (
 )
 from app.memory_io.broker import PartitionLog
 from app.models import Fate
-from app.ports import OutgoingRecord
+from app.ports import OutgoingRecord, SendOutcome
 from app.position_codec import encode_heartbeat
 from app.rebuild import rebuild_partition
 from tests.memory_world import (
@@ -90,6 +91,46 @@ async def test_a_dead_letter_is_the_original_with_reasons_in_headers() -> None:
     assert said["x-dlq-reason"] == "body-not-json"
     assert tombstone.value == b""
     assert headers_of(tombstone)["x-dlq-value-was-null"] == "true"
+
+
+@virtual_time
+async def test_dead_letters_get_through_a_slow_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than one transaction waits for: the next one goes on with what is left."""
+    world = World(MemoryDatabase(), consumer_chunk_records=500, dlq_breaker_share=1)
+    worker = world.worker()
+    publish = worker.publisher.publish
+
+    async def slowly(records: Sequence[OutgoingRecord]) -> list[SendOutcome]:
+        outcomes = await publish(records)
+        await asyncio.sleep(0.03 * len(records))
+        return outcomes
+
+    monkeypatch.setattr(worker.publisher, "publish", slowly)
+    put(world, *[POISON] * 400)
+    await worker.start()
+    await until(lambda: world.committed == {0: 400, 1: 0})
+    stats = await worker.finish()
+    assert +stats.fates == {Fate.DEAD_LETTERED: 400}
+    letters = [headers_of(r)["__dlq.errors.offset"] for r in world.broker.records(DEAD_LETTERS)]
+    assert {int(offset) for offset in letters} == set(range(400))
+    assert len(letters) < 2 * 400
+
+
+@virtual_time
+async def test_a_refused_dead_letter_does_not_send_those_of_others_again() -> None:
+    """The transaction is made anew without its partition; what has left has left."""
+    world = World(MemoryDatabase())
+    worker = world.worker()
+    worker.publisher.faults = lambda record: (
+        Fault.REFUSED if record.topic == DEAD_LETTERS and record.partition == 0 else Fault.NONE
+    )
+    put(world, POISON)
+    put(world, POISON, partition=1)
+    await worker.start()
+    await until(lambda: world.committed.get(1) == 1)
+    stats = await worker.finish()
+    assert stats.stopped.keys() == {0}
+    assert len(world.broker.records(DEAD_LETTERS)) == 1
 
 
 @pytest.mark.parametrize("fault", [Fault.NOT_SENT, Fault.UNKNOWN_LOST, Fault.UNKNOWN_STORED])

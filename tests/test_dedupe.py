@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.codec import MAX_COMMON_BYTES
-from app.models import Fate
+from app.dedupe import LedgerIdentity
+from app.models import Fate, TradeEvent
 from app.ports import Headers, RecordBatch
 from app.services import BatchResult, TradeProcessor
 
@@ -207,6 +208,21 @@ def test_without_a_window_nothing_is_recognised() -> None:
     processor = TradeProcessor(dedupe_window=0)
     result = process(processor, [Stored(0, trade("T1")), Stored(1, trade("T1"))])
     assert result.fates == {Fate.BOOKED: 2}
+
+
+def test_what_is_recent_is_known_however_much_is_awaited() -> None:
+    """Trades of which events wait have their places beside those that were booked of late."""
+    awaited = {f"W{n}": None for n in range(5)}
+    identity = LedgerIdentity(3, "USD", awaited)
+    for trade_id in awaited:
+        identity.expect(trade_id)
+    for name in ("A", "B", "C"):
+        identity.note(TradeEvent(trade_id=name), trade(name))
+        identity.settle()
+    assert identity.known_before.keys() == {"A", "B", "C", *awaited}
+    assert identity.known.keys() == awaited.keys()
+    identity.settle()
+    assert "A" in identity.known_before
 
 
 def test_what_leaves_the_window_is_counted() -> None:

@@ -123,6 +123,22 @@ async def test_another_content_that_comes_late_is_refused() -> None:
     assert stats.reasons == {"version-conflict": 5}
 
 
+@virtual_time
+async def test_a_change_does_not_prolong_a_doubt() -> None:
+    """The ledger has to have what it changes: that says nothing of the trades that begin."""
+    desk = Desk()
+    await desk.begin()
+    await desk.stop()
+    desk.worker = desk.world.worker(on=desk.ledger)
+    await desk.worker.start()
+    for n in range(10):
+        await desk.put(*trades(range(n, n + 1), action="AMEND", version=2, price="11"))
+        await desk.put(*trades(range(200 + n * RECENT // 2, 200 + (n + 1) * RECENT // 2)))
+    await desk.stop()
+    last = max(int(name[1:]) for name in desk.ledger.asked)
+    assert last < 200 + RECENT
+
+
 @pytest.mark.parametrize("recent", [0, RECENT])
 @virtual_time
 async def test_what_is_in_flight_when_a_write_is_refused_is_asked_for(recent: int) -> None:
@@ -140,6 +156,20 @@ async def test_what_is_in_flight_when_a_write_is_refused_is_asked_for(recent: in
     await desk.put()
     stats = await desk.stop()
     assert +stats.fates == {Fate.BOOKED: 200, Fate.DUPLICATE: 200}
+
+
+@virtual_time
+async def test_a_late_repeat_that_its_position_would_not_take_is_a_duplicate() -> None:
+    """As it is where the ledger is asked: not a dead letter of a trade that is booked."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(trade(SYMBOL, side="SELL", quantity="200", trade_id="flat"))
+    await desk.put(trade(SYMBOL, contract_multiplier="10", trade_id="ten"))
+    await desk.put(*trades(range(1)), *trades(range(200, 201)))
+    stats = await desk.stop()
+    assert +stats.fates == {Fate.BOOKED: 202, Fate.DUPLICATE: 1, Fate.DEAD_LETTERED: 1}
+    assert stats.reasons == {"multiplier-differs-from-position": 1}
+    assert len(desk.world.broker.records(DEAD_LETTERS)) == 1
 
 
 @virtual_time

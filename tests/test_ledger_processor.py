@@ -278,6 +278,20 @@ async def test_the_past_of_few_positions_is_kept(monkeypatch: pytest.MonkeyPatch
         assert (position.quantity_e8, position.open_cost_e24) == (300 * 10**8, 3400 * 10**24)
 
 
+async def test_the_past_does_not_grow_for_ever_after_the_last_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A position whose trades are never changed again is as cheap as any other in the end."""
+    monkeypatch.setattr(ledger_processor, "MOST_FILLS", 10)
+    desk = Desk()
+    await desk.process(event("A", 100), event("A", 200, **AMEND))
+    for n in range(12):
+        await desk.process(event(f"B{n}", 1))
+    assert not desk.processor._histories
+    await desk.process(event("A", 300, **AMEND | {"version": 3}))
+    assert desk.numbers[0] == 312
+
+
 async def test_changes_of_positions_that_do_not_exist_leave_nothing() -> None:
     """However many a sender makes up."""
     desk = Desk()

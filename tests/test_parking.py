@@ -135,6 +135,26 @@ async def test_what_waits_in_vain_is_dead_lettered_although_nothing_else_comes()
 
 
 @virtual_time
+async def test_what_was_parked_by_a_fast_clock_holds_up_nothing_else() -> None:
+    """The clock is set back: what is parked after that has its own deadline."""
+    desk = Desk()
+    worker = desk.worker()
+    await worker.start()
+    desk.let_time_pass(100 * DEADLINE_S)
+    desk.publish(AMEND)
+    await until(lambda: desk.is_committed)
+    desk.let_time_pass(-100 * DEADLINE_S)
+    desk.publish(trade(SYMBOL, trade_id="U", action="CANCEL"))
+    await until(lambda: desk.is_committed and desk.waiting == [0, 1])
+    desk.let_time_pass(DEADLINE_S)
+    await until(lambda: desk.letters == [(1, "orphan-lifecycle")])
+    desk.let_time_pass(100 * DEADLINE_S)
+    await until(lambda: desk.waiting == [])
+    stats = await worker.finish()
+    assert stats.reasons == {"orphan-lifecycle": 2}
+
+
+@virtual_time
 async def test_an_outage_makes_no_orphans() -> None:
     """What is not read yet is read before anything is given up, however late it has become."""
     desk = Desk()

@@ -313,6 +313,29 @@ async def test_partition_that_comes_back_is_marked_by_the_newest_file() -> None:
 
 
 @virtual_time
+async def test_what_has_waited_is_marked_alike_by_another_owner() -> None:
+    """A venue that no list knows is doubtful whoever books the trade."""
+    database = MemoryDatabase()
+    world = World(database)
+    amend = trade(HERE, trade_id="A", action="AMEND", version=2, mic="QQQQ")
+    new = trade(HERE, trade_id="A")
+    put(world, amend, new)
+    worker = world.worker(reference_file=Told(Reference()))
+    await worker.start(until_caught_up=True)
+    expected = dict((await worker.finish_by_itself()).suspects)
+    assert expected == {"mic-unknown": 1}
+    world = World(MemoryDatabase())
+    stats = []
+    for value in (amend, new):
+        put(world, value)
+        worker = world.worker(reference_file=Told(Reference()))
+        await worker.start(until_caught_up=True)
+        stats.append(await worker.finish_by_itself())
+    assert not stats[0].suspects
+    assert dict(stats[1].suspects) == expected
+
+
+@virtual_time
 async def test_strict_worker_sends_doubtful_identifiers_to_the_dead_letters() -> None:
     """With the code as the reason; what the file alone doubts is booked, and marked."""
     told = Told(Reference(instruments={HERE: InstrumentTable(tick=Decimal(3))}))

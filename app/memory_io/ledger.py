@@ -106,14 +106,19 @@ class MemoryLedger:
     async def _write(
         self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit
     ) -> dict[int, str]:
-        new, lost = {}, {}
+        new: dict[int, LedgerWrite] = {}
+        lost: dict[int, str] = {}
         for number, write in writes.items():
             held = self._database.next_offsets.get(number)
             if self._database.owners.get(number) is not self:
                 lost[number] = "another worker has taken it over"
             elif held not in (write.expected, write.next_offset):
                 lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
-            elif held != write.next_offset or write.expected == write.next_offset:
+            elif held == write.next_offset != write.expected:
+                continue  # stored before
+            elif self._notes_ids and self._database.versions.keys() & write.refused_new:
+                lost[number] = "refused as new, and booked"
+            else:
                 new[number] = write
         keys = [_version_key(row) for write in new.values() for row in _trades(write)]
         is_known = any(version in self._database.versions.get(name, ()) for name, version in keys)

@@ -132,6 +132,9 @@ WITH released AS (
 INSERT INTO dead_letters (source_partition, source_offset, reason, kind, message)
 SELECT * FROM released WHERE reason IS NOT NULL
 """
+_BOOKED: Final = """
+SELECT DISTINCT trade_id FROM trade_versions WHERE trade_id = ANY($1::text[])
+"""
 _FIND: Final = """
 SELECT t.* FROM unnest($1::text[]) AS wanted (trade_id)
 JOIN trade_versions v ON v.trade_id = wanted.trade_id
@@ -228,6 +231,9 @@ class PostgresLedger:
                     if number not in lost
                     and (held[number] != write.next_offset or write.expected == write.next_offset)
                 }
+                for number in await self._wrongly_refused(connection, new):
+                    lost[number] = "refused as new, and booked"
+                    del new[number]
                 if new:
                     await self._store(connection, new)
                     await before_commit(new)
@@ -242,6 +248,16 @@ class PostgresLedger:
             # Booked by another worker, from another partition, since we asked: to be judged anew.
             return dict.fromkeys(writes, f"booked elsewhere meanwhile: {exc.detail}")
         return lost
+
+    async def _wrongly_refused(
+        self, connection: Connection, writes: Mapping[int, LedgerWrite]
+    ) -> list[int]:
+        """Give the partitions where a trade was refused as a new one that is booked."""
+        wanted = [trade_id for write in writes.values() for trade_id in write.refused_new]
+        if not wanted or not self._notes_ids:
+            return []
+        booked = {row["trade_id"] for row in await connection.fetch(_BOOKED, wanted)}
+        return [n for n, write in writes.items() if not booked.isdisjoint(write.refused_new)]
 
     async def _store(self, connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:
         offsets = [write.next_offset for write in writes.values()]

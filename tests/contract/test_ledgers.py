@@ -181,6 +181,24 @@ async def test_a_trade_is_stored_once_in_all_partitions(backend: Backend) -> Non
     assert await ledger.claim(1) is None
 
 
+async def test_a_write_that_refuses_a_booked_trade_as_a_new_one_is_refused(
+    backend: Backend,
+) -> None:
+    """Nothing of it is stored or sent, of no other partition; what was never booked may be."""
+    ledger, before = backend.make(), Before()
+    for number in (0, 1):
+        await ledger.claim(number)
+    assert await ledger.write({0: write(0, range(3), expected=None)}) == {}
+    writes = {
+        0: write(0, range(3, 5), expected=3, refused_new=["never"]),
+        1: write(1, range(1), expected=None, prefix="P1-", refused_new=["never", "T1"]),
+    }
+    assert (await ledger.write(writes, before)).keys() == {1}
+    assert before.calls == [{0}]
+    assert [await ledger.claim(n) for n in (0, 1)] == [5, None]
+    assert len(await backend.tables.trades()) == 5
+
+
 async def test_a_trade_of_two_partitions_in_one_write_is_stored_once(backend: Backend) -> None:
     """One of the two is stored, and whatever else there is: to look again would find it so."""
     ledger = backend.make()
