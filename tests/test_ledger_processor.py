@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app import ledger_processor, parking, services
+from app.checkpoint import PartitionEffects
 from app.codec import MAX_COMMON_BYTES, read_plain
 from app.errors import InvalidTradeError
+from app.fills import method_of
 from app.ledger_codec import position_line, read_fills
 from app.ledger_processor import LedgerProcessor
 from app.memory_io import MemoryDatabase, MemoryLedger
@@ -79,17 +81,10 @@ class Desk:
         events = self.processor.recall(await self.ledger.find(ids), events)
         result = self.processor.process_batch(batch, events=events, now_ns=self.now_ns)
         assert result.rows is not None
-        write = LedgerWrite(
-            expected=start or None,
-            next_offset=batch.next_offset,
-            plain_trades=result.rows.plain_trades,
-            trades=result.rows.trades,
-            corrections=result.rows.corrections,
-            positions=list(result.changed.values()),
-            parked=list(result.rows.parked.values()),
-            released=result.rows.released,
-        )
-        assert await self.ledger.write({0: write}) == {}
+        effects = PartitionEffects(0, rows=result.rows, ledger_offset=start or None)
+        effects.touched |= dict.fromkeys(result.touched)
+        effects.freeze(batch.next_offset)
+        assert await self.ledger.write({0: effects.for_ledger()}) == {}
         self.processor.identity.settle()
         self.next_offset = batch.next_offset
         await self._dead_letter(result.late_refusals)
@@ -109,7 +104,9 @@ class Desk:
 
     async def restart(self) -> None:
         """Forget everything but what the ledger has."""
-        self.processor = LedgerProcessor(await self.ledger.positions(0), **self._options)
+        self.processor = LedgerProcessor(
+            await self.ledger.positions(0), lots=await self.ledger.lots(0), **self._options
+        )
         self.processor.restore(await self.ledger.parked(0))
 
     @property
@@ -117,7 +114,8 @@ class Desk:
         """The position, which is the same in memory and in the ledger."""
         ((_, line),) = self.database.positions.items()
         held = self.processor.positions["ABC"]
-        assert position_line(0, held) == line
+        method = method_of(held.book, self._options.get("fifo_books", ()))
+        assert position_line(0, held, method) == line
         return held
 
     @property
