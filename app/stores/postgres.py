@@ -118,7 +118,7 @@ _POSITIONS: Final = f"""
 SELECT {", ".join(POSITION_COLUMNS)} FROM positions WHERE source_partition = $1
 """  # noqa: S608 - names of our own
 _LOTS: Final = f"""
-SELECT {", ".join(STORED_LOT_COLUMNS)} FROM positions p
+SELECT key, {", ".join(f"l.{name}" for name in STORED_LOT_COLUMNS[1:])} FROM positions
 LEFT JOIN lots l USING (source_partition, key)
 WHERE source_partition = $1 AND method = 'fifo' ORDER BY key, number
 """  # noqa: S608 - names of our own
