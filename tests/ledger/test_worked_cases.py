@@ -77,7 +77,7 @@ async def test_worked_cases_by_fifo_come_out_of_the_database(
     assert sum(row["open_cost"] for row in rows) == case.fifo.cost[-1]
     assert all(row["trade_id"] for row in rows)
     ((method, unrealized),) = await database.pool.fetch(
-        "SELECT method, unrealized_pnl FROM position_list JOIN positions USING (symbol)"
+        "SELECT method, unrealized_pnl FROM position_list"
     )
     assert (method, unrealized) == ("fifo", sum(row["unrealized_pnl"] for row in rows))
 

@@ -4,6 +4,24 @@ ALTER TABLE positions ADD COLUMN method text COLLATE "C" NOT NULL DEFAULT 'avera
     CHECK (method IN ('average', 'fifo'));
 COMMENT ON COLUMN positions.method IS 'How its costs are kept; of fifo the lots have what is open.';
 
+CREATE OR REPLACE VIEW position_list AS
+SELECT
+    book,
+    symbol,
+    currency,
+    quantity,
+    CASE WHEN quantity = 0 THEN NULL ELSE round(open_cost / (quantity * multiplier), 8) END
+        AS average_price,
+    realized AS realized_pnl,
+    quantity * mark * multiplier - open_cost AS unrealized_pnl,
+    fees,
+    realized - fees + quantity * mark * multiplier - open_cost AS total_pnl,
+    mark,
+    timestamptz 'epoch' + mark_ns / 1000 * interval '1 microsecond' AS mark_at,
+    trade_count,
+    method
+FROM positions;
+
 CREATE TABLE lots (
     source_partition integer NOT NULL,
     key text COLLATE "C" NOT NULL,
