@@ -23,9 +23,10 @@ from typing import Final
 import structlog
 
 from app.errors import OwnershipError, TransportError
+from app.fifo import FifoHolding
 from app.health import Health, Unready
 from app.ledger_codec import LedgerRows
-from app.models import Fate, Position, Refusal
+from app.models import Fate, LotChange, Position, Refusal
 from app.pnl import Holding
 from app.ports import (
     Ledger,
@@ -58,6 +59,8 @@ class PartitionEffects:
         send_bytes: Their size in memory, about.
         touched: Holdings that have changed, each once; they go on changing.
         positions: Positions to write, by key.
+        booked: Those of them that have changed since the ledger got them.
+        lots: What became of the lots of those that are kept first in, first out.
         heartbeat: Record that shows an idle owner, if one is due.
         changelog_offset: Offset that our next write of a position should get.
         rows: Lines for the ledger, where there is one.
@@ -75,6 +78,8 @@ class PartitionEffects:
     send_bytes: int = 0
     touched: dict[Holding, None] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)
+    booked: dict[str, Position] = field(default_factory=dict)
+    lots: dict[str, LotChange] = field(default_factory=dict)
     heartbeat: OutgoingRecord | None = None
     changelog_offset: int = 0
     rows: LedgerRows | None = None
@@ -123,7 +128,14 @@ class PartitionEffects:
     def freeze(self, next_offset: int) -> None:
         """Settle what is to be written: the state of every touched holding as it is now."""
         self.next_offset = next_offset
-        self.positions |= {holding.key: holding.position() for holding in self.touched}
+        # Of a position that was folded again it is the last holding that counts.
+        self.booked = {holding.key: holding.position() for holding in self.touched}
+        self.positions |= self.booked
+        self.lots = {
+            holding.key: holding.lot_change()
+            for holding in self.touched
+            if isinstance(holding, FifoHolding)
+        }
         self.touched = {}
 
     def for_ledger(self) -> LedgerWrite:
@@ -137,7 +149,8 @@ class PartitionEffects:
             corrections=rows.corrections if rows else (),
             dead_letters=rows.dead_letters if rows else (),
             refused_new=rows.refused_new if rows else (),
-            positions=self.positions.values(),
+            positions=self.booked.values(),
+            lots=self.lots,
             parked=list(rows.parked.values()) if rows else (),
             refused=rows.refused if rows else {},
             released=[*(rows.released if rows else ()), *self.sent_late],

@@ -61,6 +61,12 @@ def _servers(text: str) -> str:
     return text
 
 
+def _book_names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
+        raise ValueError("must be names of books with commas between, or `*` for all")
+    return text
+
+
 def _database(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value().strip()
     if text == EMBEDDED_DATABASE:
@@ -237,6 +243,10 @@ class Settings(BaseModel):
         default=IdentityScope.FULL,
         description="Trades sent twice, with a ledger: recognised among all, or in a window.",
     )
+    fifo_books: Annotated[str, AfterValidator(_book_names)] | None = Field(
+        default=None,
+        description="Books kept first in, first out, in the ledger: names with commas, `*`: all.",
+    )
     reference_file: Path | None = Field(
         default=None,
         description="TOML file of instruments, books and limits, by which trades are marked.",
@@ -331,9 +341,16 @@ class Settings(BaseModel):
             problems.append("KAFKA_TOPIC, DLQ_TOPIC and POSITIONS_TOPIC must be three topics")
         if self.clickhouse_group_id == self.kafka_group_id:
             problems.append("CLICKHOUSE_GROUP_ID and KAFKA_GROUP_ID must be two groups")
+        if self.fifo_books and not (self.database_url and self.identity is IdentityScope.FULL):
+            problems.append("FIFO_BOOKS needs a ledger: DATABASE_URL, with IDENTITY=full")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def books_by_fifo(self) -> frozenset[str]:
+        """Names of the books that FIFO_BOOKS lists; `*` stands for all."""
+        return frozenset(name.strip() for name in (self.fifo_books or "").split(",")) - {""}
 
     @property
     def is_plaintext_off_loopback(self) -> bool:

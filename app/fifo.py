@@ -5,10 +5,10 @@ shared out, at 10^-24; the last part takes what is left, so that the parts add u
 """
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from itertools import islice
+from typing import ClassVar, Final, NamedTuple
 
-from app.models import Position
+from app.models import CostMethod, Lot, LotChange, NumberedLots, Position
 from app.money import ONE_E8, divide_half_even
 from app.pnl import Holding
 
@@ -17,23 +17,7 @@ E8_TO_E24: Final = 10**16
 _Lot = tuple[int, int, int, int, int]
 """Signed units, price of one at 10^-24, fee left at 10^-24, execution time, offset."""
 
-
-class Lot(NamedTuple):
-    """What is still open of one fill.
-
-    Attributes:
-        quantity_e8: Signed: > 0 long, < 0 short, never 0, at 10^-8.
-        price_e8: Price per unit at 10^-8, without the multiplier: that is the position's.
-        fee_e24: Share of the fill's fee that belongs to what is open.
-        time_ns: Execution time of the fill in UTC nanoseconds.
-        offset: Source offset of the fill.
-    """
-
-    quantity_e8: int
-    price_e8: int
-    fee_e24: int
-    time_ns: int
-    offset: int
+NO_LOTS: Final = NumberedLots(0, ())
 
 
 class ClosedLot(NamedTuple):
@@ -58,21 +42,28 @@ class FifoHolding(Holding):
     It holds one lot for each fill that is open, so its memory grows with them. The open cost is
     kept beside the lots, of which it is the exact sum.
 
+    Lots are numbered in the order of folding, so that a fill takes the lowest numbers away, makes
+    the lowest that is left smaller, or adds the next one: what a store has to change is known
+    without a look at the others.
+
     Args:
         position: State to start from.
-        lots: Its lots, oldest first; none of a position that is flat.
+        stored: Its lots as they are stored, oldest first; none of a position that is flat.
 
     Raises:
         ValueError: The lots do not add up to the position, which may have been kept by another
             method: replay its fills.
     """
 
-    __slots__ = ("_lots",)
+    __slots__ = ("_first", "_first_stored", "_kept_from", "_kept_to", "_lots")
+    method: ClassVar = CostMethod.FIFO
 
-    def __init__(self, position: Position, lots: Iterable[Lot | tuple[int, ...]] = ()) -> None:
+    def __init__(self, position: Position, stored: NumberedLots = NO_LOTS) -> None:
         super().__init__(position)
-        stored = [Lot(*lot) for lot in lots]
-        if any(lot.quantity_e8 % self.unit_e8 for lot in stored):
+        first, lots = stored
+        self._first = self._first_stored = self._kept_from = first
+        self._kept_to = first + len(lots)
+        if any(lot.quantity_e8 % self.unit_e8 for lot in lots):
             self.quantity *= self.unit_e8
             self.value_e24 //= self.unit_e8
             self.unit_e8 = 1
@@ -85,7 +76,7 @@ class FifoHolding(Holding):
                 lot.time_ns,
                 lot.offset,
             )
-            for lot in stored
+            for lot in lots
         )
         if (
             sum(lot[0] for lot in self._lots) != self.quantity
@@ -96,12 +87,35 @@ class FifoHolding(Holding):
 
     @property
     def lots(self) -> tuple[Lot, ...]:
-        """What is open, oldest first: all that a store needs beside the position."""
-        unit_e8, unit_value = self.unit_e8, self.multiplier_e8 * self.unit_e8
-        return tuple(
-            Lot(quantity * unit_e8, value_e24 // unit_value, fee_e24, time_ns, offset)
-            for quantity, value_e24, fee_e24, time_ns, offset in self._lots
+        """What is open, oldest first: all that there is beside the position."""
+        return tuple(self._shown(lot) for lot in self._lots)
+
+    def lot_change(self) -> LotChange:
+        """Give what became of the lots since this was last asked, or since they were read.
+
+        Cost:
+            Of the order of the lots that it gives.
+        """
+        first, first_stored, lots = self._first, self._first_stored, self._lots
+        end = first + len(lots)
+        kept_from = max(first, self._kept_from)
+        kept_to = max(kept_from, self._kept_to)
+        changed = [*islice(lots, kept_from - first)]
+        added = [*islice(reversed(lots), end - kept_to)][::-1]
+        self._first_stored = self._kept_from = first
+        self._kept_to = end
+        numbers = (*range(first, kept_from), *range(kept_to, end))
+        return LotChange(
+            first_stored,
+            range(kept_from, kept_to),
+            [*zip(numbers, map(self._shown, changed + added), strict=True)],
         )
+
+    def _shown(self, lot: _Lot) -> Lot:
+        quantity, value_e24, fee_e24, time_ns, offset = lot
+        unit_e8 = self.unit_e8
+        price_e8 = value_e24 // (self.multiplier_e8 * unit_e8)
+        return Lot(quantity * unit_e8, price_e8, fee_e24, time_ns, offset)
 
     def fill(self, quantity: int, value_e24: int, time_ns: int, offset: int) -> None:
         """Fold a fill without a fee into the position by the FIFO method.
@@ -208,6 +222,7 @@ class FifoHolding(Holding):
             if abs(lot_quantity) <= abs(closes):
                 part, part_fee_e24 = lot_quantity, lot_fee_e24
                 lots.popleft()
+                self._first += 1
             else:
                 part = -closes
                 part_fee_e24 = (
@@ -220,6 +235,7 @@ class FifoHolding(Holding):
                     lot_time_ns,
                     lot_offset,
                 )
+                self._kept_from = self._first + 1
             exit_share_e24 = share(exit_fee_e24, abs(part), abs(closes)) if exit_fee_e24 else 0
             exit_fee_e24 -= exit_share_e24
             closes += part

@@ -5,7 +5,7 @@ changed fill takes the place of the old one, a cancelled one is removed, and all
 again in the order of their execution. What results depends on the final fills alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -17,7 +17,8 @@ from app.models import CostMethod, Position
 from app.money import ONE_E8
 from app.pnl import Holding
 
-_HOLDINGS: Final[dict[CostMethod, type[Holding]]] = {
+ALL_BOOKS: Final = "*"
+HOLDINGS: Final[dict[CostMethod, type[Holding]]] = {
     CostMethod.AVERAGE: Holding,
     CostMethod.FIFO: FifoHolding,
 }
@@ -115,6 +116,18 @@ def _without(fills: Iterable[Fill], trade_id: str) -> tuple[tuple[Fill, ...], Fi
     raise KeyError(trade_id)
 
 
+def method_of(book: str | None, fifo_books: Collection[str]) -> CostMethod:
+    """Give the method by which the costs of a book are kept.
+
+    Args:
+        book: Its name; `None` for trades without a book.
+        fifo_books: Books that are kept first in, first out; with `*` among them all are, also what
+            has no book.
+    """
+    is_fifo = ALL_BOOKS in fifo_books or book in fifo_books
+    return CostMethod.FIFO if is_fifo else CostMethod.AVERAGE
+
+
 def empty_holding(method: CostMethod, position: Position) -> Holding:
     """Give the holding of a position before its first fill.
 
@@ -123,7 +136,7 @@ def empty_holding(method: CostMethod, position: Position) -> Holding:
         position: Gives the key, the currency, the origins and the generation; no amount of it is
             used, and its source offset is kept.
     """
-    return _HOLDINGS[method](
+    return HOLDINGS[method](
         Position(
             position.book,
             position.symbol,

@@ -19,7 +19,17 @@ import msgspec
 from app.codec import PlainEvent
 from app.errors import InvalidTradeError
 from app.fills import Correction, Fill
-from app.models import Action, Position, Refusal, Side, TradeEvent
+from app.models import (
+    Action,
+    CostMethod,
+    Lot,
+    LotChange,
+    NumberedLots,
+    Position,
+    Refusal,
+    Side,
+    TradeEvent,
+)
 from app.money import format_scaled, parse_amount, parse_scaled
 from app.ports import Headers, ParkedRecord
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
@@ -55,8 +65,13 @@ DEAD_LETTER_COLUMNS: Final = ("source_partition", "source_offset", "reason", "ki
 POSITION_COLUMNS: Final = (
     *("source_partition", "key", "book", "symbol", "currency", "quantity", "open_cost"),
     *("multiplier", "realized", "fees", "mark", "mark_ns", "trade_count", "source_offset"),
-    *("origins", "generation"),
+    *("origins", "generation", "method"),
 )
+LOT_COLUMNS: Final = (
+    *("source_partition", "key", "number", "quantity", "price", "fee", "executed_ns"),
+    "source_offset",
+)
+STORED_LOT_COLUMNS: Final = LOT_COLUMNS[1:]
 
 _OWN_COLUMNS: Final = frozenset(
     {
@@ -328,8 +343,8 @@ def _named(cell: str) -> list[tuple[str, str | None]]:
     return json.loads(cell) if cell else []
 
 
-def position_line(partition: int, position: Position) -> str:
-    """Write a position as a line of `POSITION_COLUMNS`."""
+def position_line(partition: int, position: Position, method: CostMethod) -> str:
+    """Write a position, and how its costs are kept, as a line of `POSITION_COLUMNS`."""
     origins = position.origins
     cells = (
         str(partition),
@@ -348,6 +363,7 @@ def position_line(partition: int, position: Position) -> str:
         str(position.source_offset),
         json.dumps({str(p): offset for p, offset in sorted(origins.items())}) if origins else "",
         str(position.generation),
+        method,
     )
     return "\t".join(cells)
 
@@ -361,7 +377,7 @@ def read_position(line: str) -> Position:
     _, _, book, symbol, currency, quantity, cost, multiplier, realized, fees, mark, *rest = (
         line.split("\t")
     )
-    mark_ns, trade_count, source_offset, origins, generation = rest
+    mark_ns, trade_count, source_offset, origins, generation, _ = rest
     return Position(
         book or None,
         symbol,
@@ -378,3 +394,50 @@ def read_position(line: str) -> Position:
         {int(p): offset for p, offset in json.loads(origins).items()} if origins else None,
         int(generation),
     )
+
+
+def gone_lots(change: LotChange | None) -> list[tuple[int, int | None]]:
+    """Give what is to be deleted of the lots of a position, before `lot_lines` are added.
+
+    Returns:
+        First number of each stretch, and the number behind it; `None`: all that are higher.
+    """
+    if change is None:
+        return [(0, None)]
+    # Above what is kept nothing is stored, unless all is written anew, or the write is repeated.
+    stretches = [(change.first_stored, change.kept.start), (change.kept.stop, None)]
+    return [(start, stop) for start, stop in stretches if start != stop]
+
+
+def lot_lines(partition: int, key: str, change: LotChange | None) -> list[str]:
+    """Write the lots of a position that are new or less than they were, as `LOT_COLUMNS`."""
+    if change is None:
+        return []
+    return [
+        f"{partition}\t{key}\t{number}\t{format_scaled(lot.quantity_e8)}"
+        f"\t{format_scaled(lot.price_e8)}\t{format_scaled(lot.fee_e24, 24)}"
+        f"\t{lot.time_ns}\t{lot.offset}"
+        for number, lot in change.lots
+    ]
+
+
+def read_lots(lines: Iterable[str]) -> dict[str, NumberedLots]:
+    """Read back the lots of positions, by key.
+
+    Args:
+        lines: Of `STORED_LOT_COLUMNS`, by key and number; of a position without lots there is one
+            line, with the key alone. Behind a missing number none is read: what is left does not
+            add up to the position, which is found out when it is used.
+    """
+    found: dict[str, tuple[int, list[Lot]]] = {}
+    for line in lines:
+        key, number, quantity, price, fee, time_ns, offset = line.split("\t")
+        if not number:
+            found[key] = (0, [])
+            continue
+        first, lots = found.setdefault(key, (int(number), []))
+        if int(number) != first + len(lots):
+            continue
+        amounts = parse_scaled(quantity, 8), parse_scaled(price, 8), parse_scaled(fee, 24)
+        lots.append(Lot(*amounts, int(time_ns), int(offset)))
+    return {key: NumberedLots(*stored) for key, stored in found.items()}

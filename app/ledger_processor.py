@@ -10,6 +10,7 @@ An event that comes before the one that it follows is parked, and judged again w
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 from msgspec import structs
@@ -18,8 +19,9 @@ from app.approved import NOTHING
 from app.codec import PlainEvent, decode_event
 from app.dedupe import LedgerIdentity
 from app.errors import InvalidTradeError, RecordError
-from app.fills import Correction, Fill, removed, replaced, replay
-from app.models import Action, Fate, Position, TradeEvent, position_key
+from app.fifo import NO_LOTS, FifoHolding
+from app.fills import Correction, Fill, method_of, removed, replaced, replay
+from app.models import Action, CostMethod, Fate, NumberedLots, Position, TradeEvent, position_key
 from app.parking import Parking, Waiting
 from app.pnl import Holding
 from app.ports import ParkedRecord, RecordBatch, StoredTrade
@@ -42,6 +44,7 @@ from app.verdicts import (
 
 PARK_MAX: Final = 10_000
 PARK_DEADLINE_NS: Final = 3600 * NS_PER_S
+NOTHING_OPEN: Final[Mapping[str, NumberedLots]] = MappingProxyType({})
 MOST_FILLS: Final = 200_000
 """Kept of the positions of a partition; those that are needed now are kept in any case."""
 
@@ -69,6 +72,11 @@ class LedgerProcessor(TradeProcessor):
         recent: As of `LedgerIdentity`.
         park_max: Events that may wait for another one of their trade.
         park_deadline_ns: How long each of them may.
+        fifo_books: Books that are kept first in, first out, as of `method_of`.
+        lots: Their lots, by position key, where there are any.
+
+    Raises:
+        ValueError: The lots of a position do not add up to it; says which.
 
     Attributes:
         identity: The trades that are known.
@@ -86,7 +94,11 @@ class LedgerProcessor(TradeProcessor):
         recent: int = 0,
         park_max: int = PARK_MAX,
         park_deadline_ns: int = PARK_DEADLINE_NS,
+        fifo_books: Collection[str] = (),
+        lots: Mapping[str, NumberedLots] = NOTHING_OPEN,
     ) -> None:
+        self._fifo_books = fifo_books
+        self._stored_lots = dict(lots)
         super().__init__(
             positions,
             default_currency=default_currency,
@@ -102,6 +114,14 @@ class LedgerProcessor(TradeProcessor):
         )
         self._histories: dict[str, dict[str, Fill]] = {}
         self._pruned: set[str] = set()
+
+    def _holding(self, position: Position) -> Holding:
+        if method_of(position.book, self._fifo_books) is CostMethod.AVERAGE:
+            return Holding(position)
+        try:
+            return FifoHolding(position, self._stored_lots.pop(position.key, NO_LOTS))
+        except ValueError as exc:
+            raise ValueError(f"{position.key}: {exc}") from exc
 
     # -- what it has to be told before a batch
 
@@ -333,7 +353,7 @@ class LedgerProcessor(TradeProcessor):
             self._check_currency(holding, event)
             fills = replaced(history.values(), _fill(came))
         before = holding.position()
-        after = replay(fills, of=before)
+        after = replay(fills, holding.method, of=before)
         # What has waited stands before the event that let it go on, which is the newest.
         after.source_offset = max(before.source_offset, came.offset)
         self._histories[holding.key] = {fill.trade_id: fill for fill in fills}

@@ -1,9 +1,9 @@
 """The facts that travel through the platform: events, positions, results, refusals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 import msgspec
 
@@ -125,6 +125,50 @@ class TradeEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 def position_key(book: str | None, symbol: str) -> str:
     """Give the record key and position key: `book|symbol`, or the symbol when there is no book."""
     return f"{book}|{symbol}" if book else symbol
+
+
+class Lot(NamedTuple):
+    """What is still open of one fill, where a position is kept first in, first out.
+
+    Attributes:
+        quantity_e8: Signed: > 0 long, < 0 short, never 0, at 10^-8.
+        price_e8: Price per unit at 10^-8, without the multiplier: that is the position's.
+        fee_e24: Share of the fill's fee that belongs to what is open.
+        time_ns: Execution time of the fill in UTC nanoseconds.
+        offset: Source offset of the fill.
+    """
+
+    quantity_e8: int
+    price_e8: int
+    fee_e24: int
+    time_ns: int
+    offset: int
+
+
+class NumberedLots(NamedTuple):
+    """The lots of a position, oldest first, numbered one after the other in the order of folding.
+
+    Attributes:
+        first: Number of the oldest, >= 0.
+        lots: They; none of a position that is flat.
+    """
+
+    first: int
+    lots: Sequence[Lot]
+
+
+class LotChange(NamedTuple):
+    """What became of the lots of a position since they were last stored.
+
+    Attributes:
+        first_stored: No lower number is stored.
+        kept: Numbers of the lots that are as they were; all others that are stored are gone.
+        lots: Those that are new, or less than they were, by number, oldest first.
+    """
+
+    first_stored: int
+    kept: range
+    lots: Sequence[tuple[int, Lot]]
 
 
 class Position(msgspec.Struct, frozen=True, gc=False):

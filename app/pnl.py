@@ -6,8 +6,10 @@ opens a position at its own price. The fill that flattens a position releases al
 left, so that no residue of a rounded share outlives it.
 """
 
+from typing import ClassVar
+
 from app.approved import NOTHING
-from app.models import Position
+from app.models import CostMethod, Position
 from app.money import ONE_E8, divide_half_even
 
 
@@ -18,6 +20,7 @@ class Holding:
     units, which keeps the numbers of most fills short, and 10^-8 from the first fill that is not.
 
     Attributes:
+        method: How its costs are kept.
         key: Position key.
         unit_e8: Size of a unit at 10^-8: `ONE_E8` or 1.
         quantity: Signed number of units held.
@@ -47,6 +50,7 @@ class Holding:
         "unit_e8",
         "value_e24",
     )
+    method: ClassVar = CostMethod.AVERAGE
 
     def __init__(self, position: Position) -> None:
         self.key = position.key

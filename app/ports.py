@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from app.models import Position, Refusal, TradeEvent
+from app.models import CostMethod, LotChange, NumberedLots, Position, Refusal, TradeEvent
 
 Headers = Sequence[tuple[str, bytes | None]]
 """Names and values in their order; Kafka lets a value be null."""
@@ -247,7 +247,8 @@ class ParkedRecord:
 class LedgerWrite:
     """What some consecutive records of one partition leave in the ledger: all of it, or nothing.
 
-    One that does not move the offset may hold no more than `refused` and `released`.
+    One that does not move the offset may hold no more than `refused`, `released` and positions that
+    are folded anew, with all of their lots.
 
     Attributes:
         expected: Next source offset that the ledger holds; `None` before the first write.
@@ -258,6 +259,8 @@ class LedgerWrite:
         dead_letters: Lines of what was dead-lettered.
         refused_new: Ids of trades that were refused as new ones: none of them may be booked.
         positions: Positions that have changed.
+        lots: What became of the lots of those that are kept first in, first out, by key, changed or
+            not; the others are kept by average cost. `None`: from now on, so that no lot is left.
         parked: Lines of the records that are parked.
         refused: Why parked records are to be dead-lettered, by offset; they stay parked for it.
         released: Offsets of parked records that have their fate; those that were refused are among
@@ -272,9 +275,14 @@ class LedgerWrite:
     dead_letters: Sequence[str] = ()
     refused_new: Sequence[str] = ()
     positions: Collection[Position] = ()
+    lots: Mapping[str, LotChange | None] = field(default_factory=dict)
     parked: Sequence[str] = ()
     refused: Mapping[int, Refusal] = field(default_factory=dict)
     released: Sequence[int] = ()
+
+    def method_of(self, key: str) -> CostMethod:
+        """Give how the costs of one of its positions are kept."""
+        return CostMethod.AVERAGE if self.lots.get(key) is None else CostMethod.FIFO
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +322,17 @@ class Ledger(Protocol):
 
     async def positions(self, partition: int) -> list[Position]:
         """Give the positions of a partition that is claimed; raises as `claim`."""
+
+    async def lots(self, partition: int) -> dict[str, NumberedLots]:
+        """Give the lots of every position of a claimed partition that is kept first in, first out.
+
+        Returns:
+            By key; empty ones of a position that is flat.
+
+        Raises:
+            TransportError: The database is away.
+            LedgerError: As for `claim`.
+        """
 
     async def parked(self, partition: int) -> list[ParkedRecord]:
         """Give the parked records of a partition that is claimed, by offset; raises as `claim`."""

@@ -182,7 +182,7 @@ class TradeProcessor:
         self._books: dict[str | None, dict[str, Holding]] = {}
         self._batch = 0
         for position in positions:
-            self._hold(Holding(position))
+            self._hold(self._holding(position))
         self._default_currency = default_currency
         self._belongs = belongs
         self._rekeys = rekeys
@@ -513,7 +513,11 @@ class TradeProcessor:
 
     def _new_holding(self, event: TradeEvent) -> Holding:
         currency = event.currency or self._default_currency
-        return Holding(Position(event.book or None, str(event.symbol), currency))
+        return self._holding(Position(event.book or None, str(event.symbol), currency))
+
+    def _holding(self, position: Position) -> Holding:
+        """Give what a position is traded in."""
+        return Holding(position)
 
     def _hold(self, holding: Holding) -> None:
         self._holdings[holding.key] = holding

@@ -1,7 +1,7 @@
 """Taking a partition over: restore its state, and judge where it goes on, before it is read."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,7 +10,7 @@ from app.checkpoint import PartitionEffects
 from app.config import IdentityScope, KeyMismatch, OnGap, Settings
 from app.errors import OffsetGapError, TransportError
 from app.ledger_processor import LedgerProcessor
-from app.models import Position
+from app.models import NumberedLots, Position
 from app.ports import (
     Ledger,
     LedgerWrite,
@@ -20,6 +20,7 @@ from app.ports import (
     SendState,
 )
 from app.reference_file import ReferenceFile
+from app.refold import StoredPositions, stored_positions
 from app.services import TradeProcessor
 from app.starting_point import starting_point
 from app.stores.changelog import Changelog, Restored
@@ -176,6 +177,7 @@ class Takeover:
         ):
             return kept  # nobody has written since
         restored = await self._changelog.restore(number)
+        lots: Mapping[str, NumberedLots] = {}
         if self._ledger is not None:
             if booked is None and (committed is not None or restored.is_known):
                 raise OffsetGapError(
@@ -185,7 +187,11 @@ class Takeover:
                     " the beginning"
                 )
             committed = booked  # what Kafka has is a hint, which is mended below
-            await self._prefer(self._ledger, number, restored)
+            stored = await stored_positions(
+                self._ledger, number, booked, fifo_books=self._settings.books_by_fifo
+            )
+            self._prefer(stored, restored)
+            lots = stored.lots
         await self._check_placement(number, restored)
         first, end = (await self._source.offset_ranges([number]))[number]
         start = starting_point(
@@ -209,7 +215,15 @@ class Takeover:
         # into the ledger.
         margin = 0 if self._ledger is not None else self._settings.consumer_takeover_margin
         applies_from = max(first, start.offset - margin)
-        processor = self._processor(number, restored.positions.values(), applies_from, parked)
+        positions = restored.positions.values()
+        try:
+            processor = self._processor(number, positions, applies_from, parked, lots)
+        except ValueError as exc:
+            raise OffsetGapError(
+                f"{exc}: somebody has changed the tables. Restore a backup of the ledger; or start"
+                " once without its book in FIFO_BOOKS, which folds the position anew from its"
+                " trades, and then with it again"
+            ) from exc
         partition = OpenPartition(
             number=number,
             processor=processor,
@@ -226,9 +240,9 @@ class Takeover:
         return partition
 
     @staticmethod
-    async def _prefer(ledger: Ledger, number: int, restored: Restored) -> None:
+    def _prefer(stored: StoredPositions, restored: Restored) -> None:
         """Put the ledger's state in the place of the changelog's."""
-        booked = {position.key: position for position in await ledger.positions(number)}
+        booked = {position.key: position for position in stored.positions}
         for key, position in booked.items():
             if restored.positions.get(key) != position:
                 restored.stale_keys.add(key)
@@ -283,6 +297,7 @@ class Takeover:
         positions: Iterable[Position],
         applies_from: int,
         parked: Iterable[ParkedRecord],
+        lots: Mapping[str, NumberedLots],
     ) -> TradeProcessor:
         def belongs(key: str) -> bool:
             return self._partition_of(key.encode()) == number
@@ -301,6 +316,8 @@ class Takeover:
                 is_strict=self._settings.validation_strict,
                 park_max=self._settings.park_max,
                 park_deadline_ns=int(self._settings.park_deadline_s * NS_PER_S),
+                fifo_books=self._settings.books_by_fifo,
+                lots=lots,
             )
             processor.restore(parked)
             return processor

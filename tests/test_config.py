@@ -91,6 +91,26 @@ def test_values_are_read_from_text() -> None:
     assert settings.send_deadline_s == 2.5
 
 
+def test_books_by_fifo_are_names_with_commas() -> None:
+    """Blanks around them are not theirs; and without the setting there are none."""
+    ledger = {"DATABASE_URL": "embedded"}
+    assert Settings.from_env({}).books_by_fifo == frozenset()
+    settings = Settings.from_env(ledger | {"FIFO_BOOKS": " EQ , tax book,B|1"})
+    assert settings.books_by_fifo == {"EQ", "tax book", "B|1"}
+    assert Settings.from_env(ledger | {"FIFO_BOOKS": "*"}).books_by_fifo == {"*"}
+    (problem,) = problems_of(DATABASE_URL="embedded", FIFO_BOOKS="EQ,,FX")
+    assert problem.startswith("FIFO_BOOKS: must be names of books")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"DATABASE_URL": "embedded", "IDENTITY": "window"}], ids=["no ledger", "window"]
+)
+def test_books_by_fifo_need_a_ledger_that_knows_every_trade(more: dict[str, str]) -> None:
+    """Nothing else has the lots, or the fills to make them of."""
+    (problem,) = problems_of(FIFO_BOOKS="EQ", **more)
+    assert problem == "FIFO_BOOKS needs a ledger: DATABASE_URL, with IDENTITY=full"
+
+
 def test_settings_are_frozen() -> None:
     """One object, made once, is what everybody reads."""
     with pytest.raises(ValidationError):

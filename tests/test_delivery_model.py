@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -112,10 +112,32 @@ class ModelPosition:
         self.count += 1
 
 
+@dataclass
+class FifoModelPosition(ModelPosition):
+    """One whose lots are closed oldest first: what is left of each, signed, and its price."""
+
+    lots: list[tuple[Decimal, Decimal]] = field(default_factory=list)
+
+    def _fill(self, side: str, price: Decimal, quantity: Decimal) -> None:
+        left = quantity if side == "BUY" else -quantity
+        while left and self.lots and self.lots[0][0] * left < 0:
+            held, cost = self.lots.pop(0)
+            closed = min(abs(held), abs(left)).copy_sign(held)
+            self.realized += closed * (price - cost)
+            left += closed
+            if held != closed:
+                self.lots.insert(0, (held - closed, cost))
+        if left:
+            self.lots.append((left, price))
+        self.quantity = sum((held for held, _ in self.lots), Decimal(0))
+        self.cost = sum((held * cost for held, cost in self.lots), Decimal(0))
+        self.count += 1
+
+
 class DeliveryModel(RuleBasedStateMachine):
     """Workers that crash, join, leave and meet faults, beside what they have to come to."""
 
-    def __init__(self, database: MemoryDatabase | None = None) -> None:
+    def __init__(self, database: MemoryDatabase | None = None, **more: Any) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
         self.world = World(
@@ -127,6 +149,7 @@ class DeliveryModel(RuleBasedStateMachine):
             dedupe_window=WINDOW,
             park_max=PARK_MAX,
             park_deadline_s=DEADLINE_NS / 1e9,
+            **more,
         )
         self.workers: list[Worker] = []
         self.produced: dict[Place, Produced] = {}
@@ -525,6 +548,7 @@ async def _finish(worker: Worker) -> None:
 class Books:
     """Positions of trades that may be changed: folded anew for each change."""
 
+    new_position: Callable[[], ModelPosition] = ModelPosition
     fills: dict[str, dict[str, tuple[str, Decimal, Decimal]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -539,14 +563,14 @@ class Books:
         if row["action"] == "NEW":
             assert row["trade_id"] not in fills
             fills[row["trade_id"]] = fill
-            self.positions.setdefault(symbol, ModelPosition()).fill(*fill)
+            self.positions.setdefault(symbol, self.new_position()).fill(*fill)
             return
         assert row["trade_id"] in fills
         if row["action"] == "CANCEL":
             del fills[row["trade_id"]]
         else:
             fills[row["trade_id"]] = fill  # at its old place
-        self.positions[symbol] = ModelPosition()
+        self.positions[symbol] = self.new_position()
         for kept in fills.values():
             self.positions[symbol].fill(*kept)
 
@@ -558,14 +582,17 @@ class LedgerModel(DeliveryModel):
     cancelled, and a change that comes before what it follows waits for it, up to a deadline.
     """
 
+    new_position: ClassVar[type[ModelPosition]] = ModelPosition
+    more_settings: ClassVar[dict[str, Any]] = {}
+
     def __init__(self) -> None:
         self.database = MemoryDatabase()
         self.announced: list[dict[str, Any]] = []
-        super().__init__(self.database)
+        super().__init__(self.database, **self.more_settings)
 
     @rule(
         operation=st.sampled_from(
-            ["write", "write", "find", "history", "claim", "positions", "parked"]
+            ["write", "write", "find", "history", "claim", "positions", "lots", "parked"]
         ),
         fault=st.sampled_from([Fault.UNKNOWN_STORED, Fault.UNKNOWN_LOST]),
         times=st.integers(1, 4),
@@ -636,7 +663,7 @@ class LedgerModel(DeliveryModel):
     @invariant()
     def the_ledger_agrees_with_itself(self) -> None:
         """Positions are what the trades beside them come to, and cover all of their offsets."""
-        books = Books()
+        books = Books(self.new_position)
         rows = self.database.trades.items()
         # What has waited stands before what it followed.
         for place, row in sorted(rows, key=lambda item: (int(item[1]["version"]), item[0])):
@@ -652,6 +679,7 @@ class LedgerModel(DeliveryModel):
             assert to_decimal(position.realized_e24, 24) == expected.realized
             assert position.trade_count == expected.count
             assert position.source_offset == books.last_offset[key]
+            self._check_lots(key, expected)
 
     @invariant()
     def a_commit_passes_nothing_without_its_effect(self) -> None:
@@ -667,6 +695,11 @@ class LedgerModel(DeliveryModel):
                 assert fate != "dead" or place in dead
                 assert fate != "moved" or place in moved
                 assert fate != "booked" or place in self.database.trades
+
+    def _check_lots(self, key: str, expected: ModelPosition) -> None:
+        """There are none of a position that is kept by average cost."""
+        assert not isinstance(expected, FifoModelPosition)
+        assert (HOME[key], key) not in self.database.lots
 
     def _check_fates(self) -> None:
         """Every record has the one fate that the log gives it, and nothing else is there."""
@@ -714,7 +747,7 @@ class LedgerModel(DeliveryModel):
         taken from the ledger.
         """
         fates: dict[Place, str] = {}
-        books = Books()
+        books = Books(self.new_position)
         known: dict[str, list[tuple[Any, ...]]] = {}  # contents by version, from 1 on
         waiting: dict[str, dict[Place, dict[str, Any]]] = defaultdict(dict)
         letters = self.database.dead_letters.items()
@@ -777,6 +810,21 @@ class LedgerModel(DeliveryModel):
         return "dead" if is_dead or row.get("currency") else "booked"
 
 
+class FifoLedgerModel(LedgerModel):
+    """The same with every book kept first in, first out."""
+
+    new_position = FifoModelPosition
+    more_settings: ClassVar[dict[str, Any]] = {"fifo_books": "*", "database_url": "embedded"}
+
+    def _check_lots(self, key: str, expected: ModelPosition) -> None:
+        """They are stored with the position, one for each fill that is open, oldest first."""
+        assert isinstance(expected, FifoModelPosition)
+        lots = [line.split("\t") for _, line in sorted(self.database.lots[HOME[key], key].items())]
+        assert [(Decimal(lot[3]), Decimal(lot[4])) for lot in lots] == expected.lots
+        numbers = [int(lot[2]) for lot in lots]
+        assert not numbers or numbers == [*range(numbers[0], numbers[-1] + 1)]
+
+
 EXAMPLES: Final = settings(
     max_examples=max(150, settings().max_examples),  # HYPOTHESIS_PROFILE=long: 10,000
     stateful_step_count=40,
@@ -786,3 +834,5 @@ TestDeliveryModel = DeliveryModel.TestCase
 TestDeliveryModel.settings = EXAMPLES
 TestLedgerModel = LedgerModel.TestCase
 TestLedgerModel.settings = EXAMPLES
+TestFifoLedgerModel = FifoLedgerModel.TestCase
+TestFifoLedgerModel.settings = settings(EXAMPLES, max_examples=EXAMPLES.max_examples // 3)

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.fifo import E8_TO_E24, ClosedLot, FifoHolding, Lot
+from app.fifo import E8_TO_E24, ClosedLot, FifoHolding
 from app.fills import Fill, add, empty_holding
-from app.models import CostMethod, Position
+from app.models import CostMethod, Lot, LotChange, NumberedLots, Position
 from app.money import ONE_E8
 from app.pnl import Holding
 from tests.worked_cases import (
@@ -230,8 +230,8 @@ def test_stored_lots_go_on_as_if_nothing_had_happened(
     cut = data.draw(st.integers(0, len(fills)))
     before = fold(fills[:cut])
     text = msgspec.json.encode([list(map(str, lot)) for lot in before.lots])
-    stored = [tuple(map(int, lot)) for lot in msgspec.json.decode(text)]
-    restored = FifoHolding(before.position(), stored)
+    stored = [Lot(*map(int, lot)) for lot in msgspec.json.decode(text)]
+    restored = FifoHolding(before.position(), NumberedLots(7, stored))
     assert restored.lots == before.lots
     assert restored.position() == before.position()
     whole = fold(fills)
@@ -243,7 +243,7 @@ def test_restored_lots_of_fractions_that_add_up_to_whole_units_are_exact() -> No
     """The position alone does not say that its lots are smaller than a unit."""
     fills = fills_of("B0.5@10", "B1.5@12", "S0.75@13")
     before = fold(fills[:2])
-    restored = FifoHolding(before.position(), before.lots)
+    restored = FifoHolding(before.position(), NumberedLots(0, before.lots))
     assert restored.position() == before.position()
     assert fold(fills[2:], restored).position() == fold(fills).position()
 
@@ -263,7 +263,72 @@ def test_lots_that_are_not_those_of_the_position_are_refused(lots: list[Lot]) ->
     """A state that was kept by another method, or is torn, is never gone on with."""
     position = fold(fills_of("B1@10")).position()
     with pytest.raises(ValueError, match="do not add up"):
-        FifoHolding(position, lots)
+        FifoHolding(position, NumberedLots(0, lots))
+
+
+class LotStore:
+    """Lots by number, changed by what a holding says has become of them."""
+
+    def __init__(self) -> None:
+        self.lots: dict[int, Lot] = {}
+
+    def store(self, change: LotChange) -> None:
+        """Delete what is gone and add the rest; neither touches what is kept."""
+        assert all(number >= change.first_stored for number in self.lots)
+        assert set(change.kept) <= self.lots.keys()
+        self.lots = {number: self.lots[number] for number in change.kept}
+        for number, lot in change.lots:
+            assert number not in self.lots
+            self.lots[number] = lot
+
+    @property
+    def stored(self) -> NumberedLots:
+        """What a holding goes on with."""
+        numbers = sorted(self.lots)
+        assert numbers == [*range(numbers[0], numbers[0] + len(numbers))] if numbers else True
+        return NumberedLots(numbers[0] if numbers else 0, [self.lots[n] for n in numbers])
+
+
+@given(histories(), st.lists(st.sampled_from(["go on", "store", "store and forget"]), min_size=12))
+def test_changes_of_lots_are_all_that_a_store_needs(fills: list[Fill], after: list[str]) -> None:
+    """Stored now and then, with lives that end in between; and no more is written than changed."""
+    store, holding, since = LotStore(), FifoHolding(Position(None, "X")), 0
+    for fill, then in zip(fills, after, strict=False):
+        add(holding, fill)
+        since += 1
+        if then == "go on":
+            continue
+        change = holding.lot_change()
+        assert len(change.lots) <= since + 1
+        store.store(change)
+        assert store.stored.lots == list(holding.lots)
+        since = 0
+        if then == "store and forget":
+            holding = FifoHolding(holding.position(), store.stored)
+    assert holding.lots == fold(fills[: len(after)]).lots
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "written"),
+    [
+        ("B1@13", [4, 5, 6], [7]),
+        ("S1@13", [5, 6], [4]),
+        ("S3@13", [6], [5]),
+        ("S2@13", [5, 6], []),
+        ("S6@13", [], []),
+        ("S7@13", [], [7]),
+    ],
+    ids=["opens", "a part", "more", "one lot", "all", "through zero"],
+)
+def test_change_of_lots_is_small(text: str, kept: list[int], written: list[int]) -> None:
+    """One fill changes what it closes, at most one of what is left, and adds at most one."""
+    before = fold(fills_of("B2@10", "B2@11", "B2@12"))
+    holding = FifoHolding(before.position(), NumberedLots(4, before.lots))
+    assert holding.lot_change() == LotChange(4, range(4, 7), [])
+    add(holding, fills_of(text)[0])
+    change = holding.lot_change()
+    assert (change.first_stored, [*change.kept]) == (4, kept)
+    assert [number for number, _ in change.lots] == written
 
 
 @given(histories(one_multiplier=True))

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app import ledger_processor, parking, services
+from app.checkpoint import PartitionEffects
 from app.codec import MAX_COMMON_BYTES, read_plain
 from app.errors import InvalidTradeError
+from app.fifo import FifoHolding
+from app.fills import method_of, replay
 from app.ledger_codec import position_line, read_fills
 from app.ledger_processor import LedgerProcessor
 from app.memory_io import MemoryDatabase, MemoryLedger
-from app.models import Fate, Position
+from app.models import CostMethod, Fate, Position
 from app.ports import Ledger, LedgerWrite, ParkedRecord, RecordBatch
 from app.services import BatchResult
 from app.timestamps import NS_PER_S
@@ -79,17 +82,10 @@ class Desk:
         events = self.processor.recall(await self.ledger.find(ids), events)
         result = self.processor.process_batch(batch, events=events, now_ns=self.now_ns)
         assert result.rows is not None
-        write = LedgerWrite(
-            expected=start or None,
-            next_offset=batch.next_offset,
-            plain_trades=result.rows.plain_trades,
-            trades=result.rows.trades,
-            corrections=result.rows.corrections,
-            positions=list(result.changed.values()),
-            parked=list(result.rows.parked.values()),
-            released=result.rows.released,
-        )
-        assert await self.ledger.write({0: write}) == {}
+        effects = PartitionEffects(0, rows=result.rows, ledger_offset=start or None)
+        effects.touched |= dict.fromkeys(result.touched)
+        effects.freeze(batch.next_offset)
+        assert await self.ledger.write({0: effects.for_ledger()}) == {}
         self.processor.identity.settle()
         self.next_offset = batch.next_offset
         await self._dead_letter(result.late_refusals)
@@ -109,7 +105,9 @@ class Desk:
 
     async def restart(self) -> None:
         """Forget everything but what the ledger has."""
-        self.processor = LedgerProcessor(await self.ledger.positions(0), **self._options)
+        self.processor = LedgerProcessor(
+            await self.ledger.positions(0), lots=await self.ledger.lots(0), **self._options
+        )
         self.processor.restore(await self.ledger.parked(0))
 
     @property
@@ -117,7 +115,8 @@ class Desk:
         """The position, which is the same in memory and in the ledger."""
         ((_, line),) = self.database.positions.items()
         held = self.processor.positions["ABC"]
-        assert position_line(0, held) == line
+        method = method_of(held.book, self._options.get("fifo_books", ()))
+        assert position_line(0, held, method) == line
         return held
 
     @property
@@ -561,3 +560,83 @@ async def test_any_order_comes_to_the_same_trades_and_position(
         )
         ends.append((trades, replace(desk.position, source_offset=0)))
     assert ends[0] == ends[1]
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[bytes]:
+    """Draw trades of one position, some of them amended and cancelled later, in order of time."""
+    values: list[bytes] = []
+    versions: dict[int, int] = {}
+    for number in range(draw(st.integers(1, 14))):
+        quantity = draw(st.sampled_from([-5, -3, -2, -1, 1, 2, 3, 4]))
+        price, fee = draw(st.integers(1, 20)), draw(st.integers(-3, 3))
+        trade, action = number, "NEW"
+        is_change = draw(st.booleans())
+        if versions and is_change:
+            trade = draw(st.sampled_from(sorted(versions)))
+            action = draw(st.sampled_from(["AMEND", "AMEND", "CANCEL"]))
+        versions[trade] = versions.get(trade, 0) + 1
+        more: dict[str, Any] = {"fees": [{"amount": str(fee)}]} if fee else {}
+        more |= {"timestamp": f"2026-01-02T03:04:{trade:02}Z"}
+        if action != "NEW":
+            more |= {"action": action, "version": versions[trade]}
+        values.append(event(f"T{trade}", quantity, str(price), **more))
+        if action == "CANCEL":
+            del versions[trade]
+    return values
+
+
+@given(values=lives(), cuts=st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=14))
+async def test_lots_of_many_lives_are_those_of_one(
+    values: list[bytes], cuts: list[tuple[int, bool]]
+) -> None:
+    """However it is cut into batches and lives; and they are those of the final fills."""
+    desk, one_life = Desk(fifo_books="*"), Desk(fifo_books="*")
+    for size, is_restarted in [*cuts, (len(values), True)]:
+        if values:
+            await desk.process(*values[:size])
+            await one_life.process(*values[:size])
+        values = values[size:]
+        if is_restarted:
+            await desk.restart()  # refuses lots that do not add up
+        assert desk.position == one_life.position
+        stored = [(await of.ledger.lots(0))["ABC"].lots for of in (desk, one_life)]
+        assert stored[0] == stored[1]  # their numbers begin anew in a life that finds none
+    lines = await desk.ledger.history(0, "ABC")
+    assert lines is not None
+    final = replay(read_fills(lines), CostMethod.FIFO, of=desk.position)
+    assert final.position() == desk.position
+    assert isinstance(final, FifoHolding)
+    assert (await desk.ledger.lots(0))["ABC"].lots == list(final.lots)
+
+
+async def test_a_book_by_fifo_and_one_by_average_cost_stand_side_by_side() -> None:
+    """Each by its name; what has no book is none that is named."""
+    desk = Desk(fifo_books=["EQ"])
+    for number, book in enumerate(["EQ", "FX", None]):
+        for sale, (quantity, price) in enumerate([(1, "10"), (1, "20"), (-1, "30")]):
+            await desk.process(event(f"T{number}.{sale}", quantity, price, book=book))
+    await desk.restart()
+    positions = desk.processor.positions
+    realized = {key: position.realized_e24 // 10**24 for key, position in positions.items()}
+    assert realized == {"EQ|ABC": 20, "FX|ABC": 15, "ABC": 15}
+    assert (await desk.ledger.lots(0)).keys() == {"EQ|ABC"}
+
+
+async def test_lots_without_end_cost_no_more_to_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position with many lots leaves in the ledger what a batch has changed, and no more."""
+    written: list[int] = []
+    store = MemoryLedger._store
+
+    def note(self: MemoryLedger, number: int, write: LedgerWrite) -> None:
+        written.extend(len(change.lots) for change in write.lots.values() if change)
+        store(self, number, write)
+
+    monkeypatch.setattr(MemoryLedger, "_store", note)
+    desk = Desk(fifo_books="*")
+    await desk.process(*(event(f"T{number}", 2) for number in range(50)))
+    await desk.process(event("A", 1), event("B", -3))
+    await desk.restart()
+    await desk.process(event("C", -8))
+    await desk.process(event("D", 1))
+    assert written == [50, 2, 1, 1]

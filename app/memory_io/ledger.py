@@ -13,14 +13,24 @@ from app.ledger_codec import (
     PARKED_COLUMNS,
     PARKED_RECORD_COLUMNS,
     PLAIN_TRADE_COLUMNS,
+    STORED_LOT_COLUMNS,
     TRADE_COLUMNS,
     event_of,
+    gone_lots,
+    lot_lines,
     position_line,
+    read_lots,
     read_parked,
     read_position,
 )
 from app.memory_io.faults import Fault, no_fault
-from app.models import Position, TradeEvent, position_key
+from app.models import (
+    CostMethod,
+    NumberedLots,
+    Position,
+    TradeEvent,
+    position_key,
+)
 from app.ports import BeforeCommit, LedgerWrite, ParkedRecord, StoredTrade, nothing_before
 
 Place = tuple[int, int]
@@ -38,6 +48,7 @@ class MemoryDatabase:
         versions: Where each version of a trade stands.
         corrections: Rows by place.
         positions: Lines by partition and key.
+        lots: Lines by number, by partition and key.
         dead_letters: Rows by place.
         parked: Rows by place.
         lock: Held by a write to its end, as a row of a partition is: a claim waits for it.
@@ -49,6 +60,7 @@ class MemoryDatabase:
     versions: dict[str, dict[int, Place]] = field(default_factory=dict)
     corrections: dict[Place, dict[str, Any]] = field(default_factory=dict)
     positions: dict[tuple[int, str], str] = field(default_factory=dict)
+    lots: dict[tuple[int, str], dict[int, str]] = field(default_factory=dict)
     dead_letters: dict[Place, dict[str, Any]] = field(default_factory=dict)
     parked: dict[Place, dict[str, Any]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -83,6 +95,19 @@ class MemoryLedger:
         _after(await self._before("positions"))
         lines = self._database.positions.items()
         return [read_position(line) for (number, _), line in lines if number == partition]
+
+    async def lots(self, partition: int) -> dict[str, NumberedLots]:
+        """Give the lots of the positions of a partition that are kept first in, first out."""
+        _after(await self._before("lots"))
+        lines = []
+        for (number, key), line in self._database.positions.items():
+            if number == partition and line.endswith(f"\t{CostMethod.FIFO}"):
+                cells = [line.split("\t", 1)[1] for line in self._lots_of(number, key)]
+                lines += cells or [key + "\t" * (len(STORED_LOT_COLUMNS) - 1)]
+        return read_lots(lines)
+
+    def _lots_of(self, number: int, key: str) -> list[str]:
+        return [line for _, line in sorted(self._database.lots.get((number, key), {}).items())]
 
     async def parked(self, partition: int) -> list[ParkedRecord]:
         """Give the parked records of a partition."""
@@ -155,7 +180,18 @@ class MemoryLedger:
             database.dead_letters[_place(row)] = row
         self._store_parked(number, write)
         for position in write.positions:
-            database.positions[number, position.key] = position_line(number, position)
+            database.positions[number, position.key] = position_line(
+                number, position, write.method_of(position.key)
+            )
+        for key, change in write.lots.items():
+            lots = database.lots.setdefault((number, key), {})
+            for start, stop in gone_lots(change):
+                for gone in [n for n in lots if start <= n and (stop is None or n < stop)]:
+                    del lots[gone]
+            for line in lot_lines(number, key, change):
+                lot_number = int(line.split("\t")[2])
+                assert lot_number not in lots, "a primary key twice"
+                lots[lot_number] = line
 
     def _store_parked(self, number: int, write: LedgerWrite) -> None:
         database = self._database

@@ -24,19 +24,24 @@ from app.ledger_codec import (
     CORRECTION_COLUMNS,
     DEAD_LETTER_COLUMNS,
     HISTORY_COLUMNS,
+    LOT_COLUMNS,
     PARKED_COLUMNS,
     PARKED_RECORD_COLUMNS,
     PLAIN_TRADE_COLUMNS,
     POSITION_COLUMNS,
+    STORED_LOT_COLUMNS,
     TRADE_COLUMNS,
     copied_lines,
     copy_text,
     event_of,
+    gone_lots,
+    lot_lines,
     position_line,
+    read_lots,
     read_parked,
     read_position,
 )
-from app.models import Position, TradeEvent
+from app.models import NumberedLots, Position, TradeEvent
 from app.ports import (
     BeforeCommit,
     LedgerWrite,
@@ -112,6 +117,18 @@ ON CONFLICT (source_partition, key) DO UPDATE SET
 _POSITIONS: Final = f"""
 SELECT {", ".join(POSITION_COLUMNS)} FROM positions WHERE source_partition = $1
 """  # noqa: S608 - names of our own
+_LOTS: Final = f"""
+SELECT key, {", ".join(f"l.{name}" for name in STORED_LOT_COLUMNS[1:])} FROM positions
+LEFT JOIN lots l USING (source_partition, key)
+WHERE source_partition = $1 AND method = 'fifo' ORDER BY key, number
+"""  # noqa: S608 - names of our own
+_DELETE_LOTS: Final = """
+DELETE FROM lots l USING unnest($1::integer[], $2::text[], $3::bigint[], $4::bigint[])
+    AS w (source_partition, key, first, stop)
+WHERE l.source_partition = w.source_partition AND l.key = w.key
+    AND l.number >= w.first AND l.number < w.stop
+"""
+_LAST: Final = 2**63 - 1
 _PARKED: Final = f"""
 SELECT {", ".join(PARKED_RECORD_COLUMNS)} FROM parked_events
 WHERE source_partition = $1 ORDER BY source_offset
@@ -206,6 +223,15 @@ class PostgresLedger:
             )
         return [read_position(line) for line in copied_lines(copied.getvalue())]
 
+    async def lots(self, partition: int) -> dict[str, NumberedLots]:
+        """See `ports.Ledger`."""
+        copied = BytesIO()
+        async with self._connection() as connection:
+            await connection.copy_from_query(
+                _LOTS, partition, output=copied, format="text", null=""
+            )
+        return read_lots(copied_lines(copied.getvalue()))
+
     async def parked(self, partition: int) -> list[ParkedRecord]:
         """See `ports.Ledger`."""
         copied = BytesIO()
@@ -278,7 +304,7 @@ class PostgresLedger:
         await _copy(connection, "dead_letters", DEAD_LETTER_COLUMNS, letters)
         await _store_parked(connection, writes)
         positions = [
-            position_line(number, position)
+            position_line(number, position, write.method_of(position.key))
             for number, write in writes.items()
             for position in write.positions
         ]
@@ -286,6 +312,7 @@ class PostgresLedger:
             await connection.execute(_STAGE)
             await _copy(connection, "staged_positions", POSITION_COLUMNS, positions)
             await connection.execute(_MERGE)
+        await _store_lots(connection, writes)
 
     async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
         """See `ports.Ledger`."""
@@ -333,6 +360,24 @@ class PostgresLedger:
                 await transaction.rollback()
                 raise
             await transaction.commit()
+
+
+async def _store_lots(connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:
+    changes = [
+        (number, key, change)
+        for number, write in writes.items()
+        for key, change in write.lots.items()
+    ]
+    gone = [
+        (number, key, first, _LAST if stop is None else stop)
+        for number, key, change in changes
+        for first, stop in gone_lots(change)
+    ]
+    if gone:
+        await connection.execute(_DELETE_LOTS, *map(list, zip(*gone, strict=True)))
+    await _copy(
+        connection, "lots", LOT_COLUMNS, [line for one in changes for line in lot_lines(*one)]
+    )
 
 
 async def _store_parked(connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:

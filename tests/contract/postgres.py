@@ -38,6 +38,11 @@ class Database:
         )
         return [tuple(row) for row in rows]
 
+    async def lots(self) -> int:
+        """Count the lots of all positions."""
+        count: int = await self.pool.fetchval("SELECT count(*) FROM lots")
+        return count
+
 
 MakeDatabase = Callable[[], AbstractAsyncContextManager[Database]]
 

@@ -10,7 +10,7 @@ import pytest
 from app.content import content_hash
 from app.ledger_codec import LedgerRows, read_fills
 from app.memory_io import MemoryDatabase, MemoryLedger
-from app.models import Fee, Position, Refusal, TradeEvent
+from app.models import Fee, Lot, LotChange, NumberedLots, Position, Refusal, TradeEvent
 from app.money import ONE_E8
 from app.ports import Ledger, LedgerWrite, ParkedRecord
 from app.validation import check_event
@@ -25,6 +25,9 @@ class Tables(Protocol):
 
     async def dead_letters(self) -> list[tuple[int, int, str]]:
         """Give partition, offset and reason of every dead letter, sorted."""
+
+    async def lots(self) -> int:
+        """Count the lots of all positions."""
 
 
 @dataclass
@@ -46,6 +49,9 @@ class MemoryTables:
     async def dead_letters(self) -> list[tuple[int, int, str]]:
         rows = self._database.dead_letters.items()
         return sorted((*place, row["reason"]) for place, row in rows)
+
+    async def lots(self) -> int:
+        return sum(map(len, self._database.lots.values()))
 
 
 @pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.integration)])
@@ -327,6 +333,91 @@ async def test_positions_come_back_as_they_went_in(backend: Backend) -> None:
     await ledger.write({0: write(0, range(4), expected=None, positions=[odd, position(3)])})
     await ledger.write({0: write(0, range(4, 5), expected=4, positions=[position(4)])})
     assert {p.key: p for p in await ledger.positions(0)} == {odd.key: odd, "AAPL": position(4)}
+
+
+def lot(quantity: int, price: int = 10, **more: Any) -> Lot:
+    """Give a lot."""
+    fields: dict[str, Any] = {"fee_e24": 0, "time_ns": 1, "offset": 0}
+    return Lot(quantity * ONE_E8, price * ONE_E8, **(fields | more))
+
+
+async def test_lots_come_back_as_they_went_in(backend: Backend) -> None:
+    """Those of every position that has a method for them, to the last digit, in their order."""
+    ledger = backend.make()
+    for number in (0, 1):
+        await ledger.claim(number)
+    odd = position(3, book="a\\b\\\\ 'é", symbol="{x}\\N")
+    lots = [
+        lot(1, fee_e24=-(10**36) - 1, time_ns=-(10**18), offset=2**62),
+        Lot(-(10**19) - 1, -1, 1, 0, 0),
+    ]
+    lots += [lot(1, n) for n in range(1, 12)]
+    changes = {
+        odd.key: LotChange(0, range(0), [*enumerate(lots)]),
+        "FLAT": LotChange(0, range(0), []),
+    }
+    positions = [odd, position(3, symbol="FLAT"), position(3)]
+    one = write(0, range(4), expected=None, positions=positions, lots=changes)
+    other = write(1, range(1), expected=None, prefix="O", lots={"AAPL": changes["FLAT"]})
+    assert await ledger.write({0: one, 1: other}) == {}
+    assert await ledger.lots(0) == {odd.key: NumberedLots(0, lots), "FLAT": NumberedLots(0, [])}
+    assert await ledger.lots(1) == {"AAPL": NumberedLots(0, [])}
+    assert {p.key: p for p in await ledger.positions(0)} == {p.key: p for p in positions}
+
+
+async def test_what_became_of_lots_is_stored(backend: Backend) -> None:
+    """Closed, made smaller, added; of others nothing is touched; and once more if repeated."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    steps = [
+        (LotChange(0, range(0), [(n, lot(9, n)) for n in range(4)]), 0, [9, 9, 9, 9]),
+        (LotChange(0, range(2, 4), [(1, lot(5, 1)), (4, lot(7, 4))]), 1, [5, 9, 9, 7]),
+        (LotChange(1, range(1, 5), []), 1, [5, 9, 9, 7]),
+        (LotChange(1, range(4, 5), []), 4, [7]),
+        (LotChange(4, range(6, 6), [(6, lot(-3, 8))]), 6, [-3]),
+        (LotChange(0, range(0), [(0, lot(1)), (1, lot(2))]), 0, [1, 2]),
+        (LotChange(0, range(2, 2), []), 0, []),
+    ]
+    for offset, (change, first, expected) in enumerate(steps):
+        one = write(0, range(offset, offset + 1), expected=offset or None, lots={"AAPL": change})
+        for _ in range(2):
+            assert await ledger.write({0: one}) == {}
+        found = (await ledger.lots(0))["AAPL"]
+        assert (found.first, [lot.quantity_e8 // ONE_E8 for lot in found.lots]) == (first, expected)
+
+
+async def test_a_position_that_is_folded_anew_is_written_without_an_offset(
+    backend: Backend,
+) -> None:
+    """By either method, whatever was there, and again."""
+    ledger = backend.make()
+    await ledger.claim(0)
+    await ledger.write({0: write(0, range(2), expected=None)})
+    assert await ledger.lots(0) == {}
+    by_fifo = LotChange(0, range(0), [(0, lot(1)), (1, lot(2))])
+    for generation, change in enumerate([by_fifo, None, by_fifo]):
+        anew = position(1, generation=generation)
+        for _ in range(2):
+            one = LedgerWrite(2, 2, positions=[anew], lots={"AAPL": change})
+            assert await ledger.write({0: one}) == {}
+            found = {} if change is None else {"AAPL": NumberedLots(0, [lot(1), lot(2)])}
+            assert await ledger.lots(0) == found
+            assert await ledger.positions(0) == [anew]
+        assert await backend.tables.lots() == (0 if change is None else 2)
+
+
+async def test_lots_of_a_write_that_is_refused_are_not_stored(backend: Backend) -> None:
+    """They change with their position, or not at all."""
+    old, new = backend.make(), backend.make()
+    await old.claim(0)
+    change = LotChange(0, range(0), [(0, lot(3))])
+    await old.write({0: write(0, range(2), expected=None, lots={"AAPL": change})})
+    await new.claim(0)
+    gone = LotChange(0, range(1, 1), [(1, lot(4))])
+    late = write(0, range(2, 3), expected=2, lots={"AAPL": gone})
+    assert (await old.write({0: late})).keys() == {0}
+    assert (await new.write({0: write(0, range(1, 3), expected=1, lots={"AAPL": gone})})) != {}
+    assert await new.lots(0) == {"AAPL": NumberedLots(0, [lot(3)])}
 
 
 async def test_two_writers_at_once_store_what_one_of_them_wrote(backend: Backend) -> None:

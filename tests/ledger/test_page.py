@@ -15,7 +15,8 @@ import pytest
 from app.config import Settings
 from app.embedded.postgres import EmbeddedPostgres
 from app.errors import LedgerError
-from app.models import Refusal
+from app.models import Lot, LotChange, Refusal
+from app.money import ONE_E8
 from app.ports import LedgerWrite
 from app.stores.ledger_queries import Filters, open_pruner, open_reader
 from app.stores.postgres import migrate_database, open_ledger
@@ -122,6 +123,15 @@ async def test_the_writer_writes_and_no_more(roles: dict[str, str]) -> None:
         assert await ledger.parked(0) == []
         assert (await ledger.find(["A", "B"])).keys() == {"A", "B"}
         assert len(await ledger.positions(0)) == 1
+        for offset, lots in enumerate([[(0, Lot(ONE_E8, ONE_E8, 0, 1, 0))], []], start=4):
+            write = LedgerWrite(
+                offset,
+                offset + 1,
+                positions=await ledger.positions(0),
+                lots={"AAPL": LotChange(0, range(0), lots)},
+            )
+            assert await ledger.write({0: write}) == {}
+            assert len((await ledger.lots(0))["AAPL"].lots) == len(lots)
     connection = await asyncpg.connect(roles["writer"])
     try:
         for statement in (
@@ -131,6 +141,7 @@ async def test_the_writer_writes_and_no_more(roles: dict[str, str]) -> None:
             "DELETE FROM positions",
             "DELETE FROM trade_versions",
             "DELETE FROM dead_letters",
+            "UPDATE lots SET price = 1",
             "UPDATE ledger SET topic = 'x'",
             "INSERT INTO ledger_migrations VALUES (99, 'x', 'x')",
             "DROP TABLE trades",
@@ -159,7 +170,7 @@ async def test_the_reader_reads_and_no_more(roles: dict[str, str]) -> None:
     try:
         for table in (
             *("trades", "positions", "trade_versions", "source_partitions", "dead_letters"),
-            "parked_events",
+            *("parked_events", "lots"),
         ):
             for start, end in (("INSERT INTO", "DEFAULT VALUES"), ("DELETE FROM", "")):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):

@@ -1,10 +1,14 @@
 """The worked cases of average cost, and a change of the past, through a real database."""
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import pytest
+
 from app.models import Fate, Position
 from app.ports import Ledger
+from tests import worked_cases as fifo_cases
 from tests.contract.postgres import Database
 from tests.test_ledger_processor import AMEND, CANCEL, Desk, event
 from tests.test_pnl import Case, each_case, parts
@@ -43,6 +47,61 @@ async def test_worked_cases_come_out_of_the_database(database: Database, case: C
     if case.net is not None:
         net = Fraction(realized_pnl) - Fraction(paid)
         assert abs(net - Fraction(case.net)) <= _HALF_A_UNIT
+
+
+@pytest.mark.parametrize("case", fifo_cases.CASES.values(), ids=fifo_cases.CASES.keys())
+async def test_worked_cases_by_fifo_come_out_of_the_database(
+    database: Database, case: fifo_cases.Case
+) -> None:
+    """After every fill, each booked by another process, which has nothing but position and lots."""
+    steps = zip(case.fills, case.fifo.realized, case.quantity, case.fifo.cost, strict=True)
+    for number, (fill, realized, quantity, cost) in enumerate(steps):
+        side, amount, price, fee = parts(fill)
+        desk = Desk(database.ledger(), next_offset=number, fifo_books="*")
+        await desk.restart()
+        signed = int(amount) if side == "BUY" else -int(amount)
+        more: dict[str, Any] = {"fees": [{"amount": fee}]} if fee != "0" else {}
+        result = await desk.process(event(f"T{number}", signed, price, **more))
+        assert result.fates[Fate.BOOKED] == 1
+        position = await stored(desk.ledger)
+        assert Fraction(position.realized_e24, 10**24) == realized
+        assert Fraction(position.open_cost_e24, 10**24) == cost
+        assert position.quantity_e8 == quantity * 10**8
+    rows = await database.pool.fetch(
+        "SELECT quantity, price, open_cost, unrealized_pnl, trade_id FROM lot_list ORDER BY number"
+    )
+    assert [f"{row['quantity']:f}@{row['price']:f}" for row in rows] == [
+        f"{Decimal(amount):.8f}@{Decimal(price):.8f}"
+        for amount, _, price in (lot.partition("@") for lot in case.fifo.lots)
+    ] or not case.fifo.lots
+    assert sum(row["open_cost"] for row in rows) == case.fifo.cost[-1]
+    assert all(row["trade_id"] for row in rows)
+    ((method, unrealized),) = await database.pool.fetch(
+        "SELECT method, unrealized_pnl FROM position_list"
+    )
+    assert (method, unrealized) == ("fifo", sum(row["unrealized_pnl"] for row in rows))
+
+
+async def test_a_change_of_the_past_by_fifo_through_the_database(database: Database) -> None:
+    """The lots are those of the final fills, with their fees, and what comes next closes them."""
+    steps = [
+        ([event("A", 100, "10", fees=[{"amount": "1"}]), event("B", 50, "12")], "100@10 50@12"),
+        ([event("C", -120, "13")], "30@12"),
+        ([event("A", 40, "10", fees=[{"amount": "1"}], **AMEND)], "-30@13"),
+        ([event("C", -120, "13", action="CANCEL", version=2)], "40@10 50@12"),
+        ([event("D", -60, "9")], "30@12"),
+    ]
+    next_offset = 0
+    for values, expected in steps:
+        desk = Desk(database.ledger(), next_offset=next_offset, fifo_books="*")
+        await desk.restart()
+        await desk.process(*values)
+        next_offset = desk.next_offset
+        rows = await database.pool.fetch("SELECT quantity, price FROM lots ORDER BY number")
+        assert " ".join(f"{int(q)}@{int(p)}" for q, p in rows) == expected
+    position = await stored(database.ledger())
+    # 40 of A at 10 and 20 of B at 12, both sold at 9.
+    assert position.realized_e24 == -(40 + 60) * 10**24
 
 
 async def test_amend_and_cancel_through_the_database(database: Database) -> None:
