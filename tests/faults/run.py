@@ -95,7 +95,10 @@ class Run:
         self.holes: dict[int, range] = {}
         self.expected_exits: set[int] = {0}
         self.is_checked = False
+        self.is_deadline_over = False
+        """Whether what waits for ever is refused by the end; see `expect`."""
         self._changes_trades = False
+        self._sends_early = False
         self._stack = ExitStack()
         self._database: Database | None = None
         self._bites: dict[str, float] = {}
@@ -158,7 +161,8 @@ class Run:
     def load(self, *, count: int, rate: float, is_direct: bool = False, **options: object) -> Child:
         """Start to publish trades, past the relays if asked to; see `tests.faults.load`.
 
-        A load that changes trades has to come to corrections in the ledger.
+        A load that changes trades has to come to corrections in the ledger, and one that sends
+        some of them too early to events that wait there.
         """
         name = f"load-{len(self.loads)}"
         given: list[str] = []
@@ -175,6 +179,7 @@ class Run:
         child = Child(name, [*command, "--seed", seed], environment, self.folder)
         self._load_timeout_s += count / rate
         self._changes_trades |= bool(options.get("changes"))
+        self._sends_early |= bool(options.get("early"))
         self.loads.append(child)
         return child
 
@@ -329,10 +334,13 @@ class Run:
         if self._database is not None:
             evidence.tables = self._database.psql.read()
             evidence.ledger_samples = self.sampler.ledger_samples
+            evidence.is_deadline_over = self.is_deadline_over
         verdict = check(evidence)
         self.figures.update(verdict.counts)
         if self._changes_trades:
             self.bite("corrections", verdict.counts["corrections"])
+        if self._sends_early:
+            self.bite("events that came too early", verdict.counts["waited"])
         if attempts:
             waits = stalls(attempts)
             self.measure("stall_s", waits.longest_s)
