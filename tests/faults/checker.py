@@ -477,7 +477,7 @@ def _check_ledger(
     }
     verdict.counts["rows"] = len(tables.trades)
     verdict.counts["corrections"] = len(tables.corrections)
-    verdict.counts["waited"] = len(expected.waited)
+    verdict.counts["released"] = sum(at is not None for at in expected.waited.values())
     verdict.counts.update(expected.reasons.values())
     verdict.counts["ledger_samples"] = len(evidence.ledger_samples)
     for rule, kind, what in check_tables(

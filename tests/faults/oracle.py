@@ -429,12 +429,12 @@ def _is_another_copy(expected: Expected, record: LogRecord) -> bool:
 
 def _arrive(expected: Expected, rule: Judge, arrival: _Arrival, waiting: list[_Arrival]) -> None:
     """Judge an event, and when it is booked, what waits for its trade."""
-    match _settle(expected, rule, arrival):
-        case Fate.PARKED:
-            waiting.append(arrival)
-            expected.waited[arrival.place] = None
-        case Fate.BOOKED:
-            _release(expected, rule, waiting, at=arrival.place)
+    fate = _settle(expected, rule, arrival)
+    if fate is Fate.PARKED:
+        waiting.append(arrival)
+        expected.waited[arrival.place] = None
+    elif fate is Fate.BOOKED:
+        _release(expected, rule, waiting, at=arrival.place)
 
 
 def _release(expected: Expected, rule: Judge, waiting: list[_Arrival], *, at: Place) -> None:

@@ -340,7 +340,7 @@ class Run:
         if self._changes_trades:
             self.bite("corrections", verdict.counts["corrections"])
         if self._sends_early:
-            self.bite("events that came too early", verdict.counts["waited"])
+            self.bite("events that came too early", verdict.counts["released"])
         if attempts:
             waits = stalls(attempts)
             self.measure("stall_s", waits.longest_s)

@@ -170,7 +170,7 @@ def ledger_orphans(run: Run) -> None:
         dying = run.worker("--at", run.draw.choice(points), "--nth", str(nth))
         dying.is_done = True  # its end is expected
         run.await_end(dying)
-        run.bite("deaths while something waits", _parked(database))
+        run.bite("events that wait at a death", _parked(database))
     run.worker()
     run.await_progress(300)
     _stop_load(run, load)
