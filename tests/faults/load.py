@@ -233,7 +233,7 @@ def main(
     twice_after: int = 0,
     changes: Annotated[float, typer.Option(help="Share of AMEND and CANCEL.")] = 0.0,
     early: Annotated[float, typer.Option(help="Chance to be overtaken by a change.")] = 0.0,
-    orphans: Annotated[float, typer.Option(help="Chance that of a trade comes a change.")] = 0.0,
+    orphans: Annotated[float, typer.Option(help="Chance that only a change comes.")] = 0.0,
     ids: Annotated[str, typer.Option(help="Begins every trade id; the run's name without.")] = "",
     stranger: Annotated[bool, typer.Option("--stranger", help="Use librdkafka.")] = False,
 ) -> None:
