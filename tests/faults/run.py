@@ -27,6 +27,7 @@ ENDLESS: Final = 1_000_000
 """Trades of a load that goes on, however slow the machine, until `stop_loads`."""
 LOAD_TIMEOUT_S: Final = 300.0
 _MOST_EXITS: Final = 5
+_REFUSED: Final = "SELECT count(*) FROM parked_events WHERE reason IS NOT NULL;"
 T = TypeVar("T")
 
 
@@ -291,12 +292,18 @@ class Run:
             self.require(f"{load.name} failed: {load.tail()}", holds=load.code == 0)
 
     def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
-        """Wait until nothing lags, with a worker that runs."""
+        """Wait until nothing lags and no dead letter is due, with a worker that runs."""
         self.finish_loads()
         self.note("everything is published; drain")
-        if not self.running and self.world.lag():
+        if not self.running and not self._is_drained():
             self.worker()
-        self.measure("drain_s", self.wait(lambda: self.world.lag() == 0, "lag 0", timeout_s))
+        self.measure("drain_s", self.wait(self._is_drained, "lag 0", timeout_s))
+
+    def _is_drained(self) -> bool:
+        if self.world.lag():
+            return False
+        # What was refused after it had waited is behind the offsets already.
+        return self._database is None or self._database.psql.ask(_REFUSED) == [["0"]]
 
     def stop_workers(self) -> None:
         """Stop the workers in an orderly way."""
