@@ -21,12 +21,14 @@ from app.errors import UnreadableError
 from app.fills import Fill
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
+from app.ledger_processor import LedgerProcessor
 from app.pnl import Holding
 from app.ports import (
     Assignment,
     BeforeCommit,
     LedgerWrite,
     OutgoingRecord,
+    ParkedRecord,
     RecordBatch,
     SendOutcome,
     SendState,
@@ -285,6 +287,15 @@ def _hasty_history(_: Any) -> Any:
     return at_once
 
 
+def _forgets_what_waits(_: Any) -> Any:
+    """Leave what an earlier life has parked where it is."""
+
+    def forgetful(_processor: LedgerProcessor, _records: Iterable[ParkedRecord]) -> None:
+        """Take none of it."""
+
+    return forgetful
+
+
 BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "commits-first": (KafkaSource, "poll", _commits_first),
     "commits-unnamed": (KafkaSource, "commit", _commits_unnamed),
@@ -306,6 +317,7 @@ BUGS: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
     "ledger-unfenced": (PostgresLedger, "write", _unfenced),
     "ledger-arrival-order": (fills, "in_order", _arrival_order),
     "ledger-hasty-history": (TradeConsumer, "_until_booked", _hasty_history),
+    "ledger-forgets-parked": (LedgerProcessor, "restore", _forgets_what_waits),
     "ledger-newest-wins": (ledger_processor, "judge", _newest_wins),
 }
 """Where each bug goes: the class or module, the attribute, and what takes its place."""

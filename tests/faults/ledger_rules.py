@@ -4,10 +4,14 @@ The rules, by number, after those of `checker`:
 
     5  every booked event is one row at its place, as it was sent, of the execution time that its
        trade had first; no version of an id is there twice; the fills are the last version of each
-       trade that is not cancelled; the rows of dead letters are the dead letters
+       trade that is not cancelled; the rows of dead letters are the dead letters; parked is what
+       waits for an event that has not come, and nothing else
     6  positions equal the oracle exactly, and the positions topic says the same at the end; in any
        snapshot while it ran they are the fold of the trades in it; each event that changed a trade
        has a correction, of what its position was before and after
+
+       An event is in a snapshot if the offset of its partition there is beyond it or, where it came
+       too early, beyond the event that let it go on; until then it is parked there
     7  the offsets are the ends of the topic; Kafka's commits are never ahead of them
 """
 
@@ -16,7 +20,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from tests.faults.oracle import Booked, Correction, Expected, Fate, Model, Place, State
+from tests.faults.oracle import (
+    ORPHAN,
+    Booked,
+    Correction,
+    Expected,
+    Fate,
+    Model,
+    Place,
+    State,
+)
 from tests.faults.tables import (
     Amounts,
     CorrectionRow,
@@ -55,6 +68,7 @@ def check_tables(
     yield from _versions(tables, expected)
     yield from _fills(tables, expected)
     yield from _letters(tables, expected, reasons)
+    yield from _parked(tables, expected)
     yield from _positions(tables, expected)
     yield from _corrections(tables, expected)
     yield from _offsets(tables, ends, committed)
@@ -114,7 +128,7 @@ def _versions(tables: Tables, expected: Expected) -> Iterator[Blame]:
 
 
 def _fills(tables: Tables, expected: Expected) -> Iterator[Blame]:
-    last = {_id(booked): booked for _, booked in sorted(expected.booked.items())}
+    last = {_id(booked): booked for booked in expected.booked.values()}
     due = {booked.place for booked in last.values() if booked.action != "CANCEL"}
     for place in sorted(due ^ set(tables.fills)):
         yield 5, "lost" if place in due else "invented", f"fill at {place}"
@@ -131,6 +145,17 @@ def _letters(tables: Tables, expected: Expected, reasons: Mapping[Place, str]) -
             yield 5, "invented", f"row of a dead letter {place}"
         elif not expected.allows(place, reason) or reason != reasons.get(place):
             yield 5, "damaged", f"row of the dead letter {place} says {reason}"
+
+
+def _parked(tables: Tables, expected: Expected) -> Iterator[Blame]:
+    due = {place for place, fate in expected.fates.items() if fate is Fate.PARKED}
+    for place in sorted(due - tables.parked.keys()):
+        yield 5, "lost", f"{place} waits and is not parked"
+    for place, reason in sorted(tables.parked.items()):
+        if place not in due:
+            yield 5, "doubled", f"{place} is parked, and {expected.fates.get(place)}"
+        elif reason:
+            yield 5, "wrong", f"{place} waits and is refused as {reason}"
 
 
 # -- rule 6
@@ -219,10 +244,11 @@ def _unequal(is_equal: Mapping[str, bool]) -> str:
 
 
 def _snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[Blame]:
-    booked: dict[int, list[Place]] = defaultdict(list)
-    for place in sorted(expected.booked):
-        booked[place[0]].append(place)
+    booked: dict[int, list[Booked]] = defaultdict(list)
+    for one in expected.booked.values():
+        booked[one.place[0]].append(one)
     for sample in samples:
+        yield from _waiting(sample, expected)
         if sample.ids != (rows := sum(sums.count for sums in sample.sums.values())):
             yield 6, "wrong", f"while it ran, {sample.ids} ids of {rows} rows"
     for partition in sorted({number for sample in samples for number in sample.next_offsets}):
@@ -230,9 +256,9 @@ def _snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[
 
 
 def _snapshots_of(
-    partition: int, booked: Sequence[Place], samples: Sequence[LedgerSample], expected: Expected
+    partition: int, booked: Sequence[Booked], samples: Sequence[LedgerSample], expected: Expected
 ) -> Iterator[Blame]:
-    """Fold the events of one partition once, and stop at the offset of each snapshot."""
+    """Fold the events of one partition once, as booked, and stop at the offset of each snapshot."""
     models: dict[str, Model] = defaultdict(Model)
     sums = Sums()
     reached = index = corrections = 0
@@ -242,14 +268,15 @@ def _snapshots_of(
             yield 7, "wrong", f"offset {next_offset} of {partition} after {reached}"
             continue
         reached = next_offset
-        while index < len(booked) and booked[index][1] < next_offset:
-            place = booked[index]
-            one = expected.booked[place]
+        while index < len(booked):
+            one = booked[index]
+            if expected.booked_at(one.place)[1] >= next_offset:
+                break
             event = one.event
             models[one.key].book(one)
-            corrections += place in expected.corrections
+            corrections += one.place in expected.corrections
             notional = Fraction(event["price"]) * Fraction(event["quantity"])
-            sums = sums.and_one(place[1], notional)
+            sums = sums.and_one(one.place[1], notional)
             index += 1
         when = f"while it ran, at offset {next_offset} of {partition}"
         if (found := sample.sums.get(partition, Sums())) != sums:
@@ -260,6 +287,24 @@ def _snapshots_of(
             yield 6, kind, f"{number} of {corrections} corrections {when}"
         rows = {row.key: row for row in sample.positions if row.place[0] == partition}
         yield from _compared(rows, models, when)
+
+
+def _waiting(sample: LedgerSample, expected: Expected) -> Iterator[Blame]:
+    def is_passed(place: Place) -> bool:
+        return place[1] < sample.next_offsets.get(place[0], 0)
+
+    found = set(sample.waiting)
+    due = {
+        place
+        for place, at in expected.waited.items()
+        if is_passed(place) and (at is None or not is_passed(at))
+    }
+    # When the time of an orphan is over the log does not say.
+    missing = {place for place in due - found if expected.reasons.get(place) != ORPHAN}
+    for place in sorted(missing):
+        yield 6, "lost", f"while it ran, {place} waited and was not parked"
+    for place in sorted(found - due):
+        yield 6, "doubled", f"while it ran, {place} was parked, and passed or not reached"
 
 
 # -- rule 7

@@ -60,6 +60,8 @@ class Trades:
         twice_after: Each event comes once more after so many others; 0 for never.
         changes: Share of events that change a trade that was sent before; see `Changes`. Then many
             trades are executed at the same time, or before others that came before them.
+        early: As of `Changes`, like `orphans`.
+        orphans: See `early`.
         partitions: Of the topic.
     """
 
@@ -73,6 +75,8 @@ class Trades:
         foreign: float,
         twice_after: int,
         changes: float = 0.0,
+        early: float = 0.0,
+        orphans: float = 0.0,
         partitions: int = 1,
     ) -> None:
         self._ids = ids
@@ -82,7 +86,9 @@ class Trades:
         self._foreign = foreign
         self._twice_after = twice_after
         self._share_of_changes = changes
-        self._changes = Changes(self._draw, self._keys, partitions=partitions)
+        self._changes = Changes(
+            self._draw, self._keys, partitions=partitions, early=early, orphans=orphans
+        )
         self._again: list[SimulatedTrade] = []
         self._count = 0
 
@@ -99,11 +105,17 @@ class Trades:
 
     def _next(self, due: str) -> SimulatedTrade:
         # Nothing more is drawn where nothing is changed: each seed goes on to make what it made.
-        if self._share_of_changes and self._draw.random() < self._share_of_changes:
-            change = self._changes.next_event(due)
-            if change is not None:
-                return SimulatedTrade(position_key(change).encode(), _body(change, due), None)
+        if self._share_of_changes:
+            event = self._changes.overtaken()
+            if event is None and self._draw.random() < self._share_of_changes:
+                event = self._changes.next_event(due)
+            if event is not None:
+                return SimulatedTrade(self._key(event).encode(), _body(event, due), None)
         return self._new(due)
+
+    def _key(self, event: Event) -> str:
+        is_foreign = self._draw.random() < self._foreign
+        return f"order-{self._count}" if is_foreign else position_key(event)
 
     def _new(self, due: str) -> SimulatedTrade:
         draw = self._draw
@@ -120,16 +132,13 @@ class Trades:
             event["book"] = book
         if draw.random() < 0.1:
             event["strategy_id"] = "not a common field"
-        key = position_key(event)
-        is_foreign = draw.random() < self._foreign
-        if is_foreign:
-            key = f"order-{self._count}"
+        key = self._key(event)
         if self._share_of_changes:
             if draw.random() < _IN_SECONDS:
                 event["timestamp"] = f"{due[:19]}Z"
-            # Changes of others would find nothing, or come before them.
-            if not is_poison and not is_foreign:
-                self._changes.remember(event)
+            if not is_poison:
+                is_rekeyed = key != position_key(event)
+                event = self._changes.instead(event, due, is_rekeyed=is_rekeyed)
         body = _body(event, due)
         value = draw.choice(POISON)(body) if is_poison else body
         return SimulatedTrade(key.encode(), value, None)
@@ -223,6 +232,8 @@ def main(
     foreign: float = 0.0,
     twice_after: int = 0,
     changes: Annotated[float, typer.Option(help="Share of AMEND and CANCEL.")] = 0.0,
+    early: Annotated[float, typer.Option(help="Chance to be overtaken by a change.")] = 0.0,
+    orphans: Annotated[float, typer.Option(help="Chance that only a change comes.")] = 0.0,
     ids: Annotated[str, typer.Option(help="Begins every trade id; the run's name without.")] = "",
     stranger: Annotated[bool, typer.Option("--stranger", help="Use librdkafka.")] = False,
 ) -> None:
@@ -236,6 +247,8 @@ def main(
         foreign=foreign,
         twice_after=twice_after,
         changes=changes,
+        early=early,
+        orphans=orphans,
         partitions=settings.kafka_partitions,
     )
     made = 0

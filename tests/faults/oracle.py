@@ -2,7 +2,8 @@
 
 An event that the tests mean to be good has `GOOD` in its body, in its trade id; whatever has not is
 poison. Positions are kept by average cost in exact fractions. Where there is a ledger, trades are
-amended and cancelled as docs/ledger.md says.
+amended and cancelled as docs/ledger.md says: an event that comes before the one that it follows
+waits in its partition, and is judged when that is booked.
 """
 
 import json
@@ -25,10 +26,11 @@ _SHARE_DECIMALS: Final = 24
 _UNSAID: Final = ("published_at", "processed_at", "version")
 """Fields in which two events may differ that say the same."""
 _INSTANT: Final = re.compile(r"([^.+Z]+)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
+ORPHAN: Final = "orphan-lifecycle"
 LIFE_CYCLE: Final = frozenset(
     {
         *("version-conflict", "after-cancel", "version-invalid", "key-changed"),
-        *("orphan-lifecycle", "lifecycle-unavailable"),
+        *(ORPHAN, "lifecycle-unavailable"),
     }
 )
 """Reason codes of events that could be used, were it not for what is known of their trade."""
@@ -44,6 +46,7 @@ class Fate(StrEnum):
     STALE = "stale"
     DEAD_LETTERED = "dead_lettered"
     REKEYED = "rekeyed"
+    PARKED = "parked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,7 @@ class State(NamedTuple):
 
 
 class Model:
-    """One position, the fills in it, and the place of the last event that it has.
+    """One position, the fills in it, and the highest place of an event that it has.
 
     A trade is folded in as it comes. A change of one folds all of them again, in the order of their
     execution, the changed one in its old place in time; what comes later is put on top of that.
@@ -121,7 +124,7 @@ class Model:
 
     def book(self, booked: Booked) -> None:
         """Fold an event."""
-        self.last = booked.place
+        self.last = max(self.last, booked.place)  # what has waited stands before what came since
         if booked.action == "NEW":
             self._add(booked)
             self.state = self.state.and_one(booked.event)
@@ -159,11 +162,13 @@ class Expected:
 
     Attributes:
         fates: Of every record.
-        booked: Every event that is booked, by its place.
+        booked: Every event that is booked, by its place; of each partition in the order of booking.
         reasons: Codes of the dead letters that are due to what is known of their trade.
         models: The positions, by key.
         corrections: By the place of the event that made them.
         origins: Places from which re-keyed trades come, with the places of their copies.
+        waited: Events that came too early, each with the place of the one at which it got its fate;
+            `None` where that never came.
     """
 
     fates: dict[Place, Fate] = field(default_factory=dict)
@@ -172,6 +177,11 @@ class Expected:
     models: dict[str, Model] = field(default_factory=lambda: defaultdict(Model))
     corrections: dict[Place, Correction] = field(default_factory=dict)
     origins: dict[Place, list[Place]] = field(default_factory=lambda: defaultdict(list))
+    waited: dict[Place, Place | None] = field(default_factory=dict)
+
+    def booked_at(self, place: Place) -> Place:
+        """Give where a partition was when it booked an event: there, or at what let it go on."""
+        return self.waited.get(place) or place
 
     def allows(self, place: Place, reason: str) -> bool:
         """Tell whether a dead letter may have a code; poison has any that speaks of itself."""
@@ -196,6 +206,7 @@ class Ruling(NamedTuple):
 
 _DUPLICATE: Final = Ruling(Fate.DUPLICATE)
 _STALE: Final = Ruling(Fate.STALE)
+_PARKED: Final = Ruling(Fate.PARKED)
 
 
 def _refused(reason: str) -> Ruling:
@@ -206,7 +217,7 @@ class Judge(Protocol):
     """A rule for events of trades of which something came before."""
 
     def judge(self, place: Place, event: Mapping[str, Any]) -> Ruling:
-        """Say what becomes of the event that comes next in its partition."""
+        """Say what becomes of an event that comes, or is judged again, next in its partition."""
 
 
 class SeenTrades:
@@ -280,6 +291,7 @@ class LedgerTrades:
                 place = (record.partition, record.offset)
                 trade = _Trade(_position_key(event), [_content(event)], _executed_ns(event))
                 candidates[event["trade_id"]].setdefault(record.partition, (place, trade))
+        self._begun: set[str] = set()
         self._firsts: dict[str, tuple[Place, _Trade]] = {}
         for trade_id, by_partition in candidates.items():
             firsts = list(by_partition.values())
@@ -288,11 +300,15 @@ class LedgerTrades:
 
     def judge(self, place: Place, event: Mapping[str, Any]) -> Ruling:
         """See `Judge`."""
-        first_place, trade = self._firsts.get(event["trade_id"], (place, None))
-        if trade is None or (place[0] == first_place[0] and place < first_place):
+        trade_id = event["trade_id"]
+        first_place, trade = self._firsts.get(trade_id, (place, None))
+        if trade is None:
             return _judged(None, event)
         if place == first_place:
+            self._begun.add(trade_id)
             return Ruling(Fate.BOOKED, version=1, executed_ns=trade.executed_ns)
+        if place[0] == first_place[0] and trade_id not in self._begun:
+            return _judged(None, event)
         ruling = _judged(trade, event)
         if ruling.fate is Fate.BOOKED:
             trade.versions.append(_content(event))
@@ -300,10 +316,7 @@ class LedgerTrades:
 
 
 def _judged(trade: _Trade | None, event: Mapping[str, Any]) -> Ruling:
-    """Evaluate the life-cycle table from the top, for all but the NEW that is booked.
-
-    Nothing waits for what is missing: what comes too early is refused as if it had waited in vain.
-    """
+    """Evaluate the life-cycle table from the top, for all but the NEW that is booked."""
     content, is_new = _content(event), _action(event) == "NEW"
     known = [] if trade is None else trade.versions
     version = event.get("version")
@@ -317,20 +330,19 @@ def _judged(trade: _Trade | None, event: Mapping[str, Any]) -> Ruling:
         return _DUPLICATE if version == len(known) else _STALE
     if reason := _problem(trade, event, version):
         return _refused(reason)
-    assert trade is not None, "a change of nothing is an orphan"
+    if trade is None or version > len(known) + 1:
+        return _PARKED
     return Ruling(Fate.BOOKED, version=int(version), executed_ns=trade.executed_ns)
 
 
 def _problem(trade: _Trade | None, event: Mapping[str, Any], version: int) -> str:
-    """Give the reason why a version that is not known cannot be booked; nothing where it can."""
+    """Give the reason why a version that is not known is never booked; nothing where it may be."""
     if trade is not None and trade.is_cancelled:
         return "after-cancel"
     if (_action(event) == "NEW") != (version == 1):
         return "version-invalid"
     if trade is not None and _position_key(event) != trade.key:
         return "key-changed"
-    if trade is None or version > len(trade.versions) + 1:
-        return "orphan-lifecycle"
     return ""
 
 
@@ -359,6 +371,7 @@ def expect(
     *,
     window: int = 0,
     rows: Mapping[str, Place] | None = None,
+    is_deadline_over: bool = False,
 ) -> Expected:
     """Work out the fate of every record of a source topic, and the positions.
 
@@ -367,38 +380,88 @@ def expect(
         partitions: Of the topic.
         window: Of `SeenTrades`.
         rows: Of `LedgerTrades`, which is the rule where there is a ledger.
+        is_deadline_over: Whether what waits for ever is refused by now; it is parked otherwise.
+            What waits for something that does come has to get it in time.
     """
     expected = Expected()
     rule: Judge = SeenTrades(window) if rows is None else LedgerTrades(records, partitions, rows)
+    waiting: dict[tuple[int, str], list[_Arrival]] = defaultdict(list)
     for record in records:
         place = (record.partition, record.offset)
-        expected.fates[place] = _fate(expected, rule, record, place, partitions)
+        event = good_event(record.value)
+        if event is None:
+            expected.fates[place] = Fate.DEAD_LETTERED
+        elif _home(event, partitions) != record.partition:
+            expected.fates[place] = Fate.REKEYED
+        else:
+            arrival = _Arrival(place, event, _is_another_copy(expected, record))
+            _arrive(expected, rule, arrival, waiting[record.partition, event["trade_id"]])
+    for place in expected.waited if is_deadline_over else ():
+        if expected.fates[place] is Fate.PARKED:
+            expected.fates[place], expected.reasons[place] = Fate.DEAD_LETTERED, ORPHAN
     return expected
 
 
-def _fate(
-    expected: Expected, rule: Judge, record: LogRecord, place: Place, partitions: int
-) -> Fate:
-    event = good_event(record.value)
-    if event is None:
-        return Fate.DEAD_LETTERED
-    if _home(event, partitions) != record.partition:
-        return Fate.REKEYED
-    is_copy = False
-    if (header := record.headers.get(REKEYED_FROM)) is not None:
-        _, partition, offset = header.decode("ascii").split("/")
-        copies = expected.origins[int(partition), int(offset)]
-        is_copy = bool(copies)
-        copies.append(place)
-    ruling = rule.judge(place, event)
+class _Arrival(NamedTuple):
+    """An event in its own partition."""
+
+    place: Place
+    event: Mapping[str, Any]
+    is_another_copy: bool
+
+    @property
+    def order(self) -> tuple[bool, int, Place]:
+        """Where it comes among those that wait for a trade: by version, without one as it came."""
+        version = self.event.get("version")
+        return version is None, int(version or 0), self.place
+
+
+def _is_another_copy(expected: Expected, record: LogRecord) -> bool:
+    """Note where a re-keyed trade comes from, and tell whether it has come before."""
+    header = record.headers.get(REKEYED_FROM)
+    if header is None:
+        return False
+    _, partition, offset = header.decode("ascii").split("/")
+    copies = expected.origins[int(partition), int(offset)]
+    copies.append((record.partition, record.offset))
+    return len(copies) > 1
+
+
+def _arrive(expected: Expected, rule: Judge, arrival: _Arrival, waiting: list[_Arrival]) -> None:
+    """Judge an event, and when it is booked, what waits for its trade."""
+    fate = _settle(expected, rule, arrival)
+    if fate is Fate.PARKED:
+        waiting.append(arrival)
+        expected.waited[arrival.place] = None
+    elif fate is Fate.BOOKED:
+        _release(expected, rule, waiting, at=arrival.place)
+
+
+def _release(expected: Expected, rule: Judge, waiting: list[_Arrival], *, at: Place) -> None:
+    """Judge all that waits for a trade, in its order, again and again until nothing is booked."""
+    goes_on = True
+    while goes_on:
+        goes_on = False
+        for arrival in sorted(waiting, key=lambda one: one.order):
+            fate = _settle(expected, rule, arrival)
+            if fate is not Fate.PARKED:
+                waiting.remove(arrival)
+                expected.waited[arrival.place] = at
+            goes_on |= fate is Fate.BOOKED
+
+
+def _settle(expected: Expected, rule: Judge, arrival: _Arrival) -> Fate:
+    """Judge one event, and book it or note why not."""
+    ruling = rule.judge(arrival.place, arrival.event)
+    fate = ruling.fate
+    if fate is Fate.BOOKED and arrival.is_another_copy:
+        fate = Fate.DUPLICATE
+    elif fate is Fate.BOOKED:
+        _book(expected, arrival.place, arrival.event, ruling)
     if ruling.reason:
-        expected.reasons[place] = ruling.reason
-    if ruling.fate is not Fate.BOOKED:
-        return ruling.fate
-    if is_copy:
-        return Fate.DUPLICATE
-    _book(expected, place, event, ruling)
-    return Fate.BOOKED
+        expected.reasons[arrival.place] = ruling.reason
+    expected.fates[arrival.place] = fate
+    return fate
 
 
 def _book(expected: Expected, place: Place, event: Mapping[str, Any], ruling: Ruling) -> None:

@@ -27,6 +27,7 @@ ENDLESS: Final = 1_000_000
 """Trades of a load that goes on, however slow the machine, until `stop_loads`."""
 LOAD_TIMEOUT_S: Final = 300.0
 _MOST_EXITS: Final = 5
+_REFUSED: Final = "SELECT count(*) FROM parked_events WHERE reason IS NOT NULL;"
 T = TypeVar("T")
 
 
@@ -95,7 +96,10 @@ class Run:
         self.holes: dict[int, range] = {}
         self.expected_exits: set[int] = {0}
         self.is_checked = False
+        self.is_deadline_over = False
+        """Whether what waits for ever is refused by the end; see `expect`."""
         self._changes_trades = False
+        self._sends_early = False
         self._stack = ExitStack()
         self._database: Database | None = None
         self._bites: dict[str, float] = {}
@@ -158,7 +162,8 @@ class Run:
     def load(self, *, count: int, rate: float, is_direct: bool = False, **options: object) -> Child:
         """Start to publish trades, past the relays if asked to; see `tests.faults.load`.
 
-        A load that changes trades has to come to corrections in the ledger.
+        A load that changes trades has to come to corrections in the ledger, and one that sends
+        some of them too early to events that wait there.
         """
         name = f"load-{len(self.loads)}"
         given: list[str] = []
@@ -175,6 +180,7 @@ class Run:
         child = Child(name, [*command, "--seed", seed], environment, self.folder)
         self._load_timeout_s += count / rate
         self._changes_trades |= bool(options.get("changes"))
+        self._sends_early |= bool(options.get("early"))
         self.loads.append(child)
         return child
 
@@ -286,12 +292,18 @@ class Run:
             self.require(f"{load.name} failed: {load.tail()}", holds=load.code == 0)
 
     def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
-        """Wait until nothing lags, with a worker that runs."""
+        """Wait until nothing lags and no dead letter is due, with a worker that runs."""
         self.finish_loads()
         self.note("everything is published; drain")
-        if not self.running and self.world.lag():
+        if not self.running and not self._is_drained():
             self.worker()
-        self.measure("drain_s", self.wait(lambda: self.world.lag() == 0, "lag 0", timeout_s))
+        self.measure("drain_s", self.wait(self._is_drained, "lag 0", timeout_s))
+
+    def _is_drained(self) -> bool:
+        if self.world.lag():
+            return False
+        # What was refused after it had waited is behind the offsets already.
+        return self._database is None or self._database.psql.ask(_REFUSED) == [["0"]]
 
     def stop_workers(self) -> None:
         """Stop the workers in an orderly way."""
@@ -329,10 +341,13 @@ class Run:
         if self._database is not None:
             evidence.tables = self._database.psql.read()
             evidence.ledger_samples = self.sampler.ledger_samples
+            evidence.is_deadline_over = self.is_deadline_over
         verdict = check(evidence)
         self.figures.update(verdict.counts)
         if self._changes_trades:
             self.bite("corrections", verdict.counts["corrections"])
+        if self._sends_early:
+            self.bite("events that came too early", verdict.counts["released"])
         if attempts:
             waits = stalls(attempts)
             self.measure("stall_s", waits.longest_s)

@@ -6,7 +6,7 @@ Nothing here shares code with the product. Everything of one look comes from one
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,9 @@ SELECT 'sums', source_partition, count(*), sum(source_offset),
     sum(source_offset::numeric * source_offset), sum(price * quantity) FROM trades GROUP BY 2;
 SELECT 'ids', count(*) FROM trade_versions;
 SELECT 'corrected', source_partition, count(*) FROM corrections GROUP BY 2;
+"""
+_PARKED: Final = """
+SELECT 'parked', source_partition, source_offset, coalesce(reason, '') FROM parked_events;
 """
 _ROWS: Final = """
 SELECT 'trade', source_partition, source_offset, trade_id, coalesce(book, ''), symbol, side, price,
@@ -116,6 +119,7 @@ class LedgerSample:
         sums: Of the trades, by partition.
         ids: Number of trade ids and versions.
         corrections: Number of corrections, by partition.
+        waiting: Places of the events that are parked, and not refused.
     """
 
     at_ns: int
@@ -125,6 +129,7 @@ class LedgerSample:
     sums: Mapping[int, Sums]
     ids: int
     corrections: Mapping[int, int]
+    waiting: Collection[Place] = ()
 
 
 @dataclass(kw_only=True)
@@ -135,6 +140,7 @@ class Tables:
         ids: Trade id, version and place of the rows of `trade_versions`.
         fills: Places of the rows of the view.
         letters: Reasons by place.
+        parked: Why each event that is parked is to be refused, by place; nothing while it waits.
     """
 
     next_offsets: dict[int, int] = field(default_factory=dict)
@@ -144,6 +150,7 @@ class Tables:
     fills: list[Place] = field(default_factory=list)
     corrections: list[CorrectionRow] = field(default_factory=list)
     letters: dict[Place, str] = field(default_factory=dict)
+    parked: dict[Place, str] = field(default_factory=dict)
 
     @property
     def first_versions(self) -> dict[str, Place]:
@@ -190,7 +197,10 @@ class Psql:
             DatabaseAwayError: See `ask`.
         """
         rows = _by_kind(
-            self.ask(f"{_SNAPSHOT}{_OFFSETS}{_POSITIONS}{_SUMS}COMMIT;", timeout_s=_LOOK_TIMEOUT_S)
+            self.ask(
+                f"{_SNAPSHOT}{_OFFSETS}{_POSITIONS}{_SUMS}{_PARKED}COMMIT;",
+                timeout_s=_LOOK_TIMEOUT_S,
+            )
         )
         return LedgerSample(
             time.monotonic_ns(),
@@ -203,6 +213,7 @@ class Psql:
             },
             int(rows["ids"][0][0]),
             {int(number): int(count) for number, count in rows["corrected"]},
+            {_place(row) for row in rows["parked"] if not row[2]},
         )
 
     def read(self) -> Tables:
@@ -211,7 +222,7 @@ class Psql:
         Raises:
             DatabaseAwayError: See `ask`.
         """
-        rows = _by_kind(self.ask(f"{_SNAPSHOT}{_OFFSETS}{_POSITIONS}{_ROWS}COMMIT;"))
+        rows = _by_kind(self.ask(f"{_SNAPSHOT}{_OFFSETS}{_POSITIONS}{_ROWS}{_PARKED}COMMIT;"))
         return Tables(
             next_offsets={int(number): int(offset or 0) for number, offset in rows["offset"]},
             positions=[_position(row) for row in rows["position"]],
@@ -220,6 +231,7 @@ class Psql:
             fills=[_place(row) for row in rows["fill"]],
             corrections=[_correction(row) for row in rows["correction"]],
             letters={_place(row): row[2] for row in rows["letter"]},
+            parked={_place(row): row[2] for row in rows["parked"]},
         )
 
 

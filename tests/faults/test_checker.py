@@ -84,6 +84,7 @@ def test_a_sound_history_has_no_findings() -> None:
     assert not verdict.findings, verdict.report()
     assert {fate: verdict.counts[fate] for fate in Fate} == {
         Fate.BOOKED: 3, Fate.DUPLICATE: 2, Fate.STALE: 0, Fate.DEAD_LETTERED: 1, Fate.REKEYED: 1,
+        Fate.PARKED: 0,
     }  # fmt: skip
     assert verdict.counts["letters_repeated"] == verdict.counts["rekeyed_again"] == 1
     assert verdict.counts["ok"] == 5

@@ -16,6 +16,7 @@ from tests.faults.tables import CorrectionRow, LedgerSample, PositionRow, Sums, 
 
 FIRST, SECOND, OTHER, POISON, CONFLICT = (0, 0), (0, 1), (0, 2), (0, 3), (0, 4)
 AMENDED, CANCELLED, AFTER = (0, 6), (0, 7), (0, 8)
+EARLY, ORPHANED, AWAITED = (0, 9), (0, 10), (0, 11)
 SECOND_NS = 1_772_443_800 * 10**9  # 2026-03-02T09:30:00Z
 
 
@@ -43,6 +44,9 @@ RECORDS = log(
     trade("T1", "BUY", "8", "3", action="AMEND", version=2, timestamp="2026-03-02T10:00:00Z"),
     trade("T3", "BUY", "0.5", "2", symbol="R", action="CANCEL", version=2),
     trade("T3", "BUY", "0.5", "2", symbol="R", action="AMEND", version=3),
+    trade("T4", "BUY", "5", "2", symbol="Q", action="AMEND", version=2),
+    trade("T5", "BUY", "1", "1", symbol="Q", action="CANCEL", version=2),
+    trade("T4", "BUY", "4", "2", symbol="Q"),
 )
 
 
@@ -54,16 +58,22 @@ class History:
     samples: list[LedgerSample]
     reasons: dict[Place, str]
     committed: dict[int, int]
+    is_deadline_over: bool = False
 
     def findings(self) -> list[str]:
         """Apply the rules; give rule and kind of what they find."""
-        expected = expect(RECORDS, 1, rows=self.tables.first_versions)
+        expected = expect(
+            RECORDS,
+            1,
+            rows=self.tables.first_versions,
+            is_deadline_over=self.is_deadline_over,
+        )
         found = check_tables(
             self.tables,
             self.samples,
             expected=expected,
             reasons=self.reasons,
-            ends={0: 9},
+            ends={0: 12},
             committed=self.committed,
         )
         return [f"{rule} {kind}" for rule, kind, _ in found]
@@ -88,12 +98,17 @@ def sound() -> History:
 
     letters = {POISON: "body-not-json", CONFLICT: "version-conflict", AFTER: "after-cancel"}
     before = position(SECOND, "S", "2", "20", "1", "11", trades=2)
+    changed = [
+        position(AMENDED, "S", "2", "16", "3", "11", trades=2),
+        position(CANCELLED, "R", "0", "0", "0", "0", trades=0),
+    ]
     return History(
         Tables(
-            next_offsets={0: 9},
+            next_offsets={0: 12},
             positions=[
                 position(AMENDED, "S", "2", "16", "3", "11", trades=2),
                 position(CANCELLED, "R", "0", "0", "0", "0", trades=0),
+                position(AWAITED, "Q", "2", "10", "0", "5", trades=1),
             ],
             trades=[
                 row(FIRST, "BUY", "10", "3", of=("T1", "S")),
@@ -101,15 +116,19 @@ def sound() -> History:
                 row(OTHER, "BUY", "0.5", "2", of=("T3", "R")),
                 row(AMENDED, "BUY", "8", "3", of=("T1", "S"), action="AMEND"),
                 row(CANCELLED, "BUY", "0.5", "2", of=("T3", "R"), action="CANCEL"),
+                row(EARLY, "BUY", "5", "2", of=("T4", "Q"), action="AMEND"),
+                row(AWAITED, "BUY", "4", "2", of=("T4", "Q")),
             ],
             ids=[("T1", 1, FIRST), ("T2", 1, SECOND), ("T3", 1, OTHER), ("T1", 2, AMENDED),
-                 ("T3", 2, CANCELLED)],
-            fills=[SECOND, AMENDED],
+                 ("T3", 2, CANCELLED), ("T4", 1, AWAITED), ("T4", 2, EARLY)],
+            fills=[SECOND, AMENDED, EARLY],
             corrections=[
                 correction(AMENDED, "S", "2", "20", "1", "0", "2", "16", "3", "0"),
                 correction(CANCELLED, "R", "2", "1", "0", "0", "0", "0", "0", "0"),
+                correction(EARLY, "Q", "2", "8", "0", "0", "2", "10", "0", "0"),
             ],
             letters=dict(letters),
+            parked={ORPHANED: ""},
         ),
         [
             LedgerSample(0, {}, {}, [], {}, 0, {}),
@@ -120,9 +139,18 @@ def sound() -> History:
                  position(OTHER, "R", "2", "1", "0", "0.5", trades=1)],
                 {0: Sums(4, 9, 41, Fraction(66))}, 4, {0: 1},
             ),
+            LedgerSample(
+                3, {0: 9}, {0: 11}, changed,
+                {0: Sums(5, 16, 90, Fraction(67))}, 5, {0: 2}, {EARLY, ORPHANED},
+            ),
+            LedgerSample(
+                4, {0: 9}, {0: 12},
+                [*changed, position(AWAITED, "Q", "2", "10", "0", "5", trades=1)],
+                {0: Sums(7, 36, 292, Fraction(85))}, 7, {0: 3}, {ORPHANED},
+            ),
         ],
         letters,
-        {0: 9},
+        {0: 12},
     )  # fmt: skip
 
 
@@ -130,10 +158,11 @@ def test_sound_tables_have_no_findings() -> None:
     """The fates are those of a ledger that has no window."""
     assert sound().findings() == []
     fates = expect(RECORDS, 1, rows=sound().tables.first_versions).fates
-    assert [fates[0, offset] for offset in range(9)] == [
+    assert [fates[0, offset] for offset in range(12)] == [
         *(Fate.BOOKED, Fate.BOOKED, Fate.BOOKED),
         *(Fate.DEAD_LETTERED, Fate.DEAD_LETTERED, Fate.DUPLICATE),
         *(Fate.BOOKED, Fate.BOOKED, Fate.DEAD_LETTERED),
+        *(Fate.BOOKED, Fate.PARKED, Fate.BOOKED),
     ]
 
 
@@ -160,7 +189,7 @@ DAMAGES: dict[str, tuple[Callable[[History], Any], str]] = {
         "5 doubled",
     ),
     "a row of nothing": (
-        lambda h: h.tables.trades.append(replace(h.tables.trades[1], place=(0, 11), trade_id="X")),
+        lambda h: h.tables.trades.append(replace(h.tables.trades[1], place=(0, 12), trade_id="X")),
         "5 invented",
     ),
     "another price": (_changed(0, "trades", price=Fraction(9)), "5 damaged"),
@@ -233,8 +262,8 @@ DAMAGES: dict[str, tuple[Callable[[History], Any], str]] = {
     ),
     "a position of another offset": (_changed(0, "positions", place=FIRST), "6 wrong"),
     "the offset is behind": (lambda h: h.tables.next_offsets.update({0: 8}), "7 lost"),
-    "the offset is beyond the end": (lambda h: h.tables.next_offsets.update({0: 10}), "7 invented"),
-    "a commit is ahead": (lambda h: h.committed.update({0: 10}), "7 ahead"),
+    "the offset is beyond the end": (lambda h: h.tables.next_offsets.update({0: 13}), "7 invented"),
+    "a commit is ahead": (lambda h: h.committed.update({0: 13}), "7 ahead"),
     "a commit was ahead": (_sampled(committed={0: 3}), "7 ahead"),
     "the offset went back": (lambda h: h.samples.reverse(), "7 wrong"),
     "a snapshot without its positions": (_sampled(positions=[]), "6 lost"),
@@ -242,6 +271,22 @@ DAMAGES: dict[str, tuple[Callable[[History], Any], str]] = {
     "a snapshot with too few trades": (_sampled(sums={}), "6 lost"),
     "a snapshot with an id too many": (_sampled(ids=3), "6 wrong"),
     "a snapshot ahead of its trades": (_sampled(next_offsets={0: 3}), "6 lost"),
+    "what waits is nowhere": (lambda h: h.tables.parked.clear(), "5 lost"),
+    "what waits is about to be refused": (
+        lambda h: h.tables.parked.update({ORPHANED: "orphan-lifecycle"}),
+        "5 wrong",
+    ),
+    "what is booked waits still": (lambda h: h.tables.parked.update({EARLY: ""}), "5 doubled"),
+    "what was not sent waits": (lambda h: h.tables.parked.update({(0, 12): ""}), "5 doubled"),
+    "a position at what came last into it": (_changed(2, "positions", place=EARLY), "6 wrong"),
+    "a snapshot without what waits": (_sampled(3, waiting={ORPHANED}), "6 lost"),
+    "a snapshot where what is booked waits": (_sampled(4, waiting={EARLY, ORPHANED}), "6 doubled"),
+    "a snapshot with what is not reached": (_sampled(1, waiting={EARLY}), "6 doubled"),
+    "a snapshot with what waits booked": (
+        _sampled(3, sums={0: Sums(6, 25, 171, Fraction(77))}),
+        "6 doubled",
+    ),
+    "a snapshot with a correction of what waits": (_sampled(3, corrections={0: 3}), "6 doubled"),
 }
 
 
@@ -252,6 +297,20 @@ def test_damage_is_found(name: str) -> None:
     spoil, kind = DAMAGES[name]
     spoil(history)
     assert kind in history.findings()
+
+
+def test_when_the_deadline_is_over_what_waits_in_vain_is_a_dead_letter() -> None:
+    """When that became of it nobody can say: a snapshot may have it parked, or not."""
+    history = sound()
+    history.is_deadline_over = True
+    assert history.findings() == ["5 lost", "5 doubled"]
+    del history.tables.parked[ORPHANED]
+    history.tables.letters[ORPHANED] = history.reasons[ORPHANED] = "orphan-lifecycle"
+    assert history.findings() == []
+    _sampled(4, waiting=())(history)
+    assert history.findings() == []
+    _sampled(3, waiting={ORPHANED})(history)
+    assert history.findings() == ["6 lost"], "its NEW comes in time"
 
 
 def test_of_several_partitions_the_ledger_says_which_trade_was_first() -> None:
@@ -312,7 +371,39 @@ TABLE: dict[str, tuple[list[LogRecord], list[str]]] = {
             trade("T", "BUY", "1", "1"),
             trade("T", "BUY", "2", "1", action="AMEND", version=3),
         ],
-        ["orphan-lifecycle", "orphan-lifecycle", "booked", "orphan-lifecycle"],
+        ["booked", "booked", "booked", "version-conflict"],
+    ),
+    "versions in the wrong order": (
+        [
+            trade("T", "BUY", "3", "1", action="AMEND", version=4),
+            trade("T", "BUY", "1", "1"),
+            trade("T", "BUY", "2", "1", action="CANCEL", version=3),
+            trade("T", "BUY", "2", "1", action="CANCEL", version=3),
+            trade("T", "BUY", "1", "1", symbol="R", action="AMEND", version=3),
+            trade("T", "BUY", "2", "1", action="AMEND", version=3),
+            trade("T", "BUY", "2", "1", action="AMEND", version=2),
+        ],
+        ["after-cancel", "booked", "booked", "duplicate", "key-changed", "version-conflict",
+         "booked"],
+    ),
+    "what waits without a number": (
+        [
+            trade("T", "BUY", "4", "1", action="AMEND"),
+            trade("T", "BUY", "2", "1", action="AMEND", version=2),
+            trade("T", "BUY", "2", "1", action="AMEND"),
+            trade("T", "BUY", "6", "1", action="AMEND", version=4),
+            trade("T", "BUY", "1", "1"),
+        ],
+        ["booked", "booked", "duplicate", "booked", "booked"],
+    ),
+    "what never comes": (
+        [
+            trade("T", "BUY", "1", "1", action="CANCEL"),
+            trade("T", "BUY", "2", "1", action="AMEND", version=2),
+            trade("U", "BUY", "1", "1"),
+            trade("U", "BUY", "2", "1", action="AMEND", version=3),
+        ],
+        ["parked", "parked", "booked", "parked"],
     ),
     "changes without a number": (
         [

@@ -3,23 +3,26 @@
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
 from app.codec import read_plain, trade_ids
-from app.ledger_codec import read_fills, read_position
+from app.headers import Origin
+from app.ledger_codec import LedgerRows, read_fills, read_position
 from app.ledger_processor import LedgerProcessor
 from app.memory_io import MemoryDatabase, MemoryLedger
 from app.ports import LedgerWrite, RecordBatch
 from app.services import BatchResult
 from app.timestamps import format_timestamp
+from tests.faults.changes import position_key
 from tests.faults.load import Trades
 from tests.faults.oracle import (
     LIFE_CYCLE,
     Expected,
     Fate,
-    Place,
     expect,
     good_event,
     partition_of,
@@ -30,46 +33,75 @@ from tests.test_services import TIME_MS, StoredRecord
 PARTITIONS = 3
 COUNT = 1_500
 _EVERY_NS = 3_000_000
+_ON_ITS_WAY = 20
+"""Records that come before the copy of a re-keyed one, on average."""
 
 
 def log_of(seed: int) -> list[LogRecord]:
-    """Give what a load leaves in a topic whose records all stand where they belong."""
+    """Give what a load leaves in a topic, and workers that re-key what is misplaced there."""
     trades = Trades(
-        ids="x", seed=seed, keys=12, poison=0.02, foreign=0.0, twice_after=0,
-        changes=0.3, partitions=PARTITIONS,
+        ids="x", seed=seed, keys=12, poison=0.02, foreign=0.05, twice_after=0,
+        changes=0.3, early=0.2, orphans=0.02, partitions=PARTITIONS,
     )  # fmt: skip
+    draw = random.Random(seed)
     logs: dict[int, list[LogRecord]] = {number: [] for number in range(PARTITIONS)}
+    copies: list[LogRecord] = []
+
+    def append(partition: int, record: LogRecord) -> LogRecord:
+        record = replace(record, partition=partition, offset=len(logs[partition]))
+        logs[partition].append(record)
+        return record
+
     for number in range(COUNT):
         made = trades.next_trade(format_timestamp(TIME_MS * 1_000_000 + number * _EVERY_NS))
-        log = logs[partition := partition_of(made.key, PARTITIONS)]
-        log.append(LogRecord(partition, len(log), made.key, made.value, {}))
+        partition = partition_of(made.key, PARTITIONS)
+        record = append(partition, LogRecord(0, 0, made.key, made.value, {}))
+        if (event := good_event(made.value)) is not None and home_of(event) != partition:
+            origin = Origin("t", partition, record.offset).to_header()
+            copies += [replace(record, headers=dict([origin]))] * draw.choice((1, 1, 1, 2))
+        while copies and draw.random() * _ON_ITS_WAY < len(copies):
+            append(home_of(good_event(copies[0].value)), copies.pop(0))
+    for copy in copies:
+        append(home_of(good_event(copy.value)), copy)
     return [record for log in logs.values() for record in log]
 
 
-def first_places(records: Sequence[LogRecord]) -> dict[str, Place]:
-    """Give the first place of each trade."""
-    places: dict[str, Place] = {}
-    for record in records:
-        if (event := good_event(record.value)) is not None:
-            places.setdefault(event["trade_id"], (record.partition, record.offset))
-    return places
+def home_of(event: dict[str, Any] | None) -> int:
+    """Give the partition of its position."""
+    assert event is not None, "what is misplaced can be read"
+    return partition_of(position_key(event).encode(), PARTITIONS)
 
 
 def judged(records: Sequence[LogRecord]) -> Expected:
     """Ask the oracle."""
-    return expect(records, PARTITIONS, rows=first_places(records))
+    return expect(records, PARTITIONS, rows={})
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_everything_comes_that_can_become_of_a_change(seed: int) -> None:
     """Each fate, and each reason but those of what a load never does."""
     expected = judged(log_of(seed))
-    assert set(expected.fates.values()) == set(Fate) - {Fate.REKEYED}
+    assert set(expected.fates.values()) == set(Fate)
     never = {"orphan-lifecycle", "version-invalid", "lifecycle-unavailable"}
     assert set(expected.reasons.values()) == LIFE_CYCLE - never
     actions = Counter(booked.action for booked in expected.booked.values())
     assert min(actions["AMEND"], actions["CANCEL"]) > COUNT // 50
     assert len(expected.corrections) == actions["AMEND"] + actions["CANCEL"]
+
+
+def test_everything_comes_that_can_become_of_what_came_too_early() -> None:
+    """In the end it is booked, refused, known or still waits."""
+    came_to: Counter[str] = Counter()
+    for seed in range(3):
+        expected = judged(log_of(seed))
+        came_to.update(
+            expected.reasons.get(place, expected.fates[place].value) for place in expected.waited
+        )
+    assert came_to.keys() == {
+        *("booked", "duplicate", "parked"),
+        *("version-conflict", "after-cancel", "key-changed"),
+    }
+    assert came_to["booked"] > COUNT // 50
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -79,19 +111,27 @@ async def test_product_and_oracle_agree_on_a_load(seed: int) -> None:
     expected = judged(records)
     database, draw = MemoryDatabase(), random.Random(seed)
     fates: Counter[str] = Counter()
-    reasons: dict[Place, str] = {}
     for partition in range(PARTITIONS):
         own = [record for record in records if record.partition == partition]
-        async for result, batch in _processed(own, MemoryLedger(database), draw):
+        async for result in _processed(own, MemoryLedger(database), draw):
             fates.update({fate.value: count for fate, count in result.fates.items()})
-            reasons |= {
-                (partition, batch.offsets[refusal.index]): refusal.reason
-                for refusal in result.refusals
-            }
-    letters = {place for place, fate in expected.fates.items() if fate is Fate.DEAD_LETTERED}
-    assert reasons.keys() == letters
-    assert all(expected.allows(place, reason) for place, reason in reasons.items())
-    assert fates == Counter(f.value for f in expected.fates.values() if f is not Fate.DEAD_LETTERED)
+            fates[Fate.REKEYED] += len(result.misplaced)
+    due = Counter(fate.value for fate in expected.fates.values())
+    assert (
+        fates
+        | Counter(
+            {Fate.DEAD_LETTERED: len(database.dead_letters), Fate.PARKED: len(database.parked)}
+        )
+        == due
+    )
+    letters = {place: row["reason"] for place, row in database.dead_letters.items()}
+    assert {place for place, fate in expected.fates.items() if fate is Fate.DEAD_LETTERED} == (
+        letters.keys()
+    )
+    assert all(expected.allows(place, reason) for place, reason in letters.items())
+    assert {place for place, fate in expected.fates.items() if fate is Fate.PARKED} == (
+        database.parked.keys()
+    )
     assert {
         place: (row["trade_id"], int(row["version"]), row["action"], int(row["executed_ns"]))
         for place, row in database.trades.items()
@@ -132,33 +172,52 @@ def _model_of(line: str) -> tuple[Fraction | int, ...]:
 
 async def _processed(
     records: Sequence[LogRecord], ledger: MemoryLedger, draw: random.Random
-) -> AsyncIterator[tuple[BatchResult, RecordBatch]]:
-    """Process and store the log of a partition in batches at random, in several lives."""
+) -> AsyncIterator[BatchResult]:
+    """Process and store the log of a partition in batches at random, in several lives.
+
+    A life ends between the refusal of what has waited and the acknowledgement of its dead letter.
+    """
     partition, start, processor = records[0].partition, 0, None
+    late: list[int] = []
     await ledger.claim(partition)
-    while start < len(records):
+    while start < len(records) or late:
         if processor is None or draw.random() < 0.1:
-            processor = LedgerProcessor(await ledger.positions(partition))
+            processor = LedgerProcessor(
+                await ledger.positions(partition),
+                belongs=lambda key: partition_of(key.encode(), PARTITIONS) == partition,
+            )
+            processor.restore(await ledger.parked(partition))
+            late = [record.offset for record in processor.overdue(0, at_most=COUNT)]
         stop = min(len(records), start + draw.randint(1, 60))
-        values = [StoredRecord(n, records[n].value) for n in range(start, stop)]
+        values = [
+            StoredRecord(n, records[n].value, headers=tuple(records[n].headers.items()))
+            for n in range(start, stop)
+        ]
         batch = RecordBatch.of(partition, 1, values, stop)
-        events = read_plain(batch.values)
+        events = read_plain(batch.values, batch.headers)
         ids = trade_ids(batch.values, events)
         for key in processor.missing_histories(batch, events, ids):
             lines = await ledger.history(partition, key)
             processor.load_history(key, None if lines is None else read_fills(lines))
         events = processor.recall(await ledger.find(ids), events)
         result = processor.process_batch(batch, events=events)
-        assert result.rows is not None
+        rows = result.rows or LedgerRows(partition, "USD")
+        for refusal in result.refusals:
+            rows.add_refusal(batch.offsets[refusal.index], refusal)
         write = LedgerWrite(
             expected=start or None,
             next_offset=stop,
-            plain_trades=result.rows.plain_trades,
-            trades=result.rows.trades,
-            corrections=result.rows.corrections,
+            plain_trades=rows.plain_trades,
+            trades=rows.trades,
+            corrections=rows.corrections,
+            dead_letters=rows.dead_letters,
             positions=list(result.changed.values()),
+            parked=list(rows.parked.values()),
+            refused={one.offset: one.refusal for one in result.late_refusals if one.refusal},
+            released=[*rows.released, *late],
         )
         assert await ledger.write({partition: write}) == {}
+        late = [record.offset for record in result.late_refusals]
         processor.identity.settle()
-        yield result, batch
+        yield result
         start = stop

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from statistics import linear_regression
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 
@@ -23,7 +23,11 @@ from tests.faults.scenarios.registry import scenario
 _ENDLESS: Final = 200_000
 _CHANGES: Final = 0.1
 """Share of the events that change a trade; see `tests.faults.changes`."""
+_CHANGING: Final[dict[str, Any]] = {"changes": _CHANGES, "early": 0.2, "orphans": 0.01}
+_SOON_S: Final = 3
+"""For how long events wait, where some wait in vain."""
 _BOOKED: Final = "SELECT coalesce(sum(next_offset), 0) FROM source_partitions;"
+_PARKED: Final = "SELECT count(*) FROM parked_events;"
 _SLOW_DOWN: Final = """
 CREATE FUNCTION sleep_first() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END';
@@ -67,9 +71,7 @@ def ledger_kill_at_points(run: Run) -> None:
     points = list(LEDGER_POINTS) * run.pick(1, 2)
     run.draw.shuffle(points)
     points = points[: run.pick(3, len(points))]
-    load = run.load(
-        count=_ENDLESS, rate=run.pick(300, 200), poison=0.05, foreign=0.1, changes=_CHANGES
-    )
+    load = run.load(count=_ENDLESS, rate=run.pick(300, 200), poison=0.05, foreign=0.1, **_CHANGING)
     for point in points:
         # A claim is made once for each partition.
         nth = run.draw.randint(1, 4 if point == "after-claim" else 12)
@@ -84,7 +86,7 @@ def ledger_kill_at_points(run: Run) -> None:
 def ledger_zombie(run: Run) -> None:
     """Freeze an owner before or in its transaction, beyond its session; it wakes and is refused."""
     run.open_database()
-    load = run.load(count=_ENDLESS, rate=300, keys=12, changes=_CHANGES)
+    load = run.load(count=_ENDLESS, rate=300, keys=12, **_CHANGING)
     points = ["before-transaction", "in-transaction"]
     for point in run.pick([run.draw.choice(points)], points):
         sleeper, heir = _sleeper_and_heir(run, point)
@@ -130,9 +132,7 @@ def _wake(run: Run, sleeper: Child) -> None:
 def ledger_storm(run: Run) -> None:
     """Workers join, leave and die, three at a time, with a ledger."""
     run.open_database()
-    load = run.load(
-        count=_ENDLESS, rate=run.pick(300, 330), poison=0.05, foreign=0.1, changes=_CHANGES
-    )
+    load = run.load(count=_ENDLESS, rate=run.pick(300, 330), poison=0.05, foreign=0.1, **_CHANGING)
     first = run.worker()
     run.worker()
     run.await_progress()
@@ -156,6 +156,35 @@ def _has_joined(worker: Child) -> bool:
     return worker.logged("partitions_assigned") > 0
 
 
+@scenario(is_calm=True)
+def ledger_orphans(run: Run) -> None:
+    """Changes of trades that never come wait, and are refused in time, while workers are killed."""
+    database = run.open_database()
+    run.world.extra["PARK_DEADLINE_S"] = str(_SOON_S)
+    run.is_deadline_over = True
+    points = ("before-letters", "after-letters", "in-transaction", "after-transaction")
+    # Nothing may come after its deadline, since the log does not say when that is: none overtakes.
+    load = run.load(count=_ENDLESS, rate=300, poison=0.02, changes=_CHANGES, orphans=0.05)
+    for _ in range(run.pick(3, 12)):
+        nth = run.draw.randint(5, 30)
+        dying = run.worker("--at", run.draw.choice(points), "--nth", str(nth))
+        dying.is_done = True  # its end is expected
+        run.await_end(dying)
+        run.bite("events that wait at a death", _parked(database))
+    run.worker()
+    run.await_progress(300)
+    _stop_load(run, load)
+    run.drain()
+    run.wait(lambda: _parked(database) == 0, "nothing waits any more", _SOON_S + 30)
+    run.stop_workers()
+    run.bite("orphans", run.check().counts["orphan-lifecycle"])
+
+
+def _parked(database: Database) -> int:
+    """Give how many events wait, or are on their way to the dead letters."""
+    return int(database.psql.ask(_PARKED)[0][0])
+
+
 # -- offsets
 
 
@@ -165,9 +194,7 @@ def ledger_replay(run: Run) -> None:
     database = run.open_database()
     admin, group = run.cluster.admin, run.world.name
     for change in ("publish first", "set back", "delete"):
-        run.load(
-            count=run.pick(2_500, 8_000), rate=800, poison=0.05, foreign=0.05, changes=_CHANGES
-        )
+        run.load(count=run.pick(2_500, 8_000), rate=800, poison=0.05, foreign=0.05, **_CHANGING)
         run.finish_loads()
         run.note(f"{change}; the table is at {_booked(database):,}")
         if change == "set back":
@@ -223,7 +250,7 @@ def ledger_restarts(run: Run) -> None:
     """End the database at once in the midst of writes, and start it again, many times."""
     database = run.open_database()
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, **_CHANGING)
     for _ in range(run.pick(4, 20)):
         _await_booked(run, database, run.draw.randint(50, 400))
         before = _failures(worker)
@@ -244,7 +271,7 @@ def ledger_sigterm_in_outage(run: Run) -> None:
     database = run.open_database()
     for _ in range(run.pick(1, 3)):
         worker = run.worker()
-        load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
+        load = run.load(count=_ENDLESS, rate=300, poison=0.05, **_CHANGING)
         _await_booked(run, database, 200)
         run.note("end the database")
         database.kill()
@@ -260,7 +287,7 @@ def ledger_half_open(run: Run) -> None:
     """Connections to the database stay open and nothing passes; a stop is in time even then."""
     database = run.open_database(is_relayed=True)
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, **_CHANGING)
     _await_booked(run, database, 200)
     run.note("swallow everything")
     with database.network.fault(Fault(is_black_hole=True)):
@@ -283,7 +310,7 @@ def ledger_terminated(run: Run) -> None:
     """End the worker's connections by chance with pg_terminate_backend, many times."""
     database = run.open_database()
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, **_CHANGING)
     _await_booked(run, database, 100)
     goal, ended = run.pick(40, 200), 0
     while ended < goal:
@@ -301,7 +328,7 @@ def ledger_unknown_commit(run: Run) -> None:
     """Cut the connection after a COMMIT has its effect and before its answer."""
     database = run.open_database(is_relayed=True)
     worker = run.worker()
-    load = run.load(count=_ENDLESS, rate=300, poison=0.05, changes=_CHANGES)
+    load = run.load(count=_ENDLESS, rate=300, poison=0.05, **_CHANGING)
     _await_booked(run, database, 100)
     goal = run.pick(40, 200)
     with database.network.fault(Fault(cut_share=0.3)):
@@ -318,7 +345,7 @@ def ledger_disk_full(run: Run) -> None:
     database = run.open_database(megabytes=256)
     (port,) = pick_ports(1)
     worker = run.worker(HEALTH_PORT=str(port))
-    load = run.load(count=_ENDLESS, rate=run.pick(400, 300), poison=0.05, changes=_CHANGES)
+    load = run.load(count=_ENDLESS, rate=run.pick(400, 300), poison=0.05, **_CHANGING)
     _await_booked(run, database, 300)
     ballast = database.folder / "ballast"
     run.note("fill the disk")
