@@ -394,9 +394,12 @@ class TradeConsumer:
         ]
         if not waiting:
             return
-        now_ns, ends = self._now_ns(), self._source.known_ends()
+        ends, fetched_ms = self._source.known_ends(), self._source.fetched_ms()
         for partition, processor in waiting:
-            reached_ns = partition.reached_ns(now_ns, ends.get(partition.number))
+            number = partition.number
+            reached_ns = partition.reached_ns(
+                self._now_ns(), ends.get(number), fetched_ms.get(number, 0)
+            )
             at_most = self._settings.consumer_chunk_records
             if late := processor.overdue(reached_ns, at_most=at_most):
                 self._collect_late(partition, late)
