@@ -138,6 +138,7 @@ class TradeConsumer:
         self._health = health or Health()
         self._metrics = metrics or ConsumerMetrics(topic=settings.kafka_topic)
         self._epoch = 0
+        self._stop = asyncio.Event()
         self._open: dict[int, OpenPartition] = {}
         self._left: dict[int, OpenPartition] = {}
         self._restoring: dict[int, asyncio.Task[OpenPartition | None]] = {}
@@ -202,6 +203,7 @@ class TradeConsumer:
         Raises:
             TopicError: A topic is not fit, such as positions of another group.
         """
+        self._stop = stop
         try:
             while not stop.is_set():
                 is_idle = await self._turn()
@@ -274,6 +276,8 @@ class TradeConsumer:
         try:
             for batch in batches:
                 await self._process(batch)
+            if self._has_to_finish:
+                self._seek_all()  # the rest comes again
             self._health.clear(Unready.LEDGER)
         except TransportError as exc:  # the ledger could not be asked: the rest comes again
             self._health.fail(Unready.LEDGER, str(exc))
@@ -283,8 +287,15 @@ class TradeConsumer:
             self._seek_all()
             await asyncio.sleep(RETRY_PAUSE_S)
 
+    @property
+    def _has_to_finish(self) -> bool:
+        """Whether what is in hand is to be finished after this chunk, for a stop or a rebalance."""
+        return self._stop.is_set() or self._source.is_revoking
+
     async def _process(self, batch: RecordBatch) -> None:
         partition = self._open.get(batch.partition)
+        if self._has_to_finish:
+            return
         if partition is None or batch.epoch != self._epoch:
             return  # read for an assignment that is over, or before its gate was opened
         is_hole = batch.base_offset > max(partition.next_offset, partition.effects_from)
@@ -317,7 +328,7 @@ class TradeConsumer:
                 return
             self._collect(partition, chunk, result, count)
             await asyncio.sleep(0)  # heartbeats, fetches and sends share this loop
-            if batch.epoch != self._source.assignment.epoch:
+            if batch.epoch != self._source.assignment.epoch or self._has_to_finish:
                 return
         partition.next_offset = batch.next_offset
         partition.unreadable_tries = 0
@@ -394,9 +405,12 @@ class TradeConsumer:
         ]
         if not waiting:
             return
-        now_ns, ends = self._now_ns(), self._source.known_ends()
+        ends, fetched_ms = self._source.known_ends(), self._source.fetched_ms()
         for partition, processor in waiting:
-            reached_ns = partition.reached_ns(now_ns, ends.get(partition.number))
+            number = partition.number
+            reached_ns = partition.reached_ns(
+                self._now_ns(), ends.get(number), fetched_ms.get(number, 0)
+            )
             at_most = self._settings.consumer_chunk_records
             if late := processor.overdue(reached_ns, at_most=at_most):
                 self._collect_late(partition, late)

@@ -149,6 +149,9 @@ class RecordSource(Protocol):
     def known_ends(self) -> dict[int, int]:
         """Give the ends of our partitions as the last fetches told them, without asking."""
 
+    def fetched_ms(self) -> dict[int, int]:
+        """Give when those fetches were answered, by our wall clock, in ms since 1970."""
+
     async def commit(self, next_offsets: Mapping[int, int]) -> bool:
         """Store where the group goes on, by name.
 

@@ -95,18 +95,19 @@ class OpenPartition:
         if not self.appended or appended_ms - self.appended[-1][1] >= _STAMP_SPACING_MS:
             self.appended.append((offset, appended_ms))
 
-    def reached_ns(self, now_ns: int, end: int | None) -> int:
-        """Give the time up to which everything is processed: now only at the end of the log.
+    def reached_ns(self, now_ns: int, end: int | None, fetched_ms: int) -> int:
+        """Give the time up to which everything is processed: at the end, that of the last fetch.
 
         Behind it what was awaited in time may stand in what is not read yet, after an outage or the
         restore of a backup.
 
         Args:
             now_ns: Wall clock, UTC nanoseconds.
-            end: Of the partition; `None` where it is not known yet.
+            end: Of the partition, as the last fetch told it; `None` where it is not known yet.
+            fetched_ms: When that was, by the same clock.
         """
         if end is not None and self.next_offset >= end:
-            return now_ns
+            return min(now_ns, fetched_ms * NS_PER_MS)
         return min(now_ns, self.appended[-1][1] * NS_PER_MS) if self.appended else 0
 
     def oldest_open_ms(self) -> int | None:

@@ -93,6 +93,10 @@ class Backlog:
         """Give the end."""
         return {0: self.end}
 
+    def fetched_ms(self) -> dict[int, int]:
+        """Give no time: nothing here asks for it."""
+        return {}
+
     async def offset_ranges(self, _: Collection[int]) -> dict[int, tuple[int, int]]:
         """Give the bounds."""
         return {0: (0, self.end)}

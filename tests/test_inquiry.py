@@ -1,5 +1,6 @@
 """The ledger is asked as little as can be, and no trade is booked twice for it."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,6 +171,44 @@ async def test_a_late_repeat_that_its_position_would_not_take_is_a_duplicate() -
     assert +stats.fates == {Fate.BOOKED: 202, Fate.DUPLICATE: 1, Fate.DEAD_LETTERED: 1}
     assert stats.reasons == {"multiplier-differs-from-position": 1}
     assert len(desk.world.broker.records(DEAD_LETTERS)) == 1
+
+
+class SlowLedger(AskedLedger):
+    """Takes its time for an answer, though less than is waited for."""
+
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
+        """Give the trades that the ledger holds of these ids."""
+        await asyncio.sleep(4)
+        return await super().find(trade_ids)
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+@virtual_time
+async def test_neither_a_stop_nor_a_rebalance_waits_for_all_that_was_fetched(
+    *, is_stopped: bool
+) -> None:
+    """However much that is, and however slow the ledger."""
+    world = World(MemoryDatabase(), dedupe_window=1_000)
+    assert world.database is not None
+    worker = world.worker(on=SlowLedger(world.database))
+    for value in trades(range(300)):
+        world.broker.append(TRADES, value, partition=0)
+    await worker.start()
+    await until(lambda: worker.consumer.stats.consumed_records > 0)
+    began_s = asyncio.get_running_loop().time()
+    if is_stopped:
+        await worker.finish()
+    else:
+        other = world.worker()
+        await other.start()
+        await until(lambda: len(other.source.assignment.partitions) == 1)
+        await worker.crash()
+        await other.crash()
+    assert asyncio.get_running_loop().time() - began_s < 10
+    assert world.committed[0] > 0
+    await world.consume()
+    assert world.committed == world.ends
+    assert len(world.database.trades) == 300
 
 
 @virtual_time

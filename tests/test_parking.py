@@ -169,6 +169,27 @@ async def test_an_outage_makes_no_orphans() -> None:
 
 
 @virtual_time
+async def test_who_hears_nothing_of_a_partition_gives_up_nothing_of_it() -> None:
+    """What is awaited may stand in the log by now, in time, where a running worker is cut off."""
+    desk = Desk()
+    desk.publish(AMEND)
+    worker = desk.worker()
+    await worker.start()
+    await until(lambda: desk.is_committed and len(worker.consumer._open) == 2)
+    worker.source.pause([0])
+    desk.let_time_pass(DEADLINE_S // 2)
+    desk.publish(NEW)
+    desk.let_time_pass(DEADLINE_S)
+    desk.broker.append(TRADES, trade(*symbols_of(1, 1), trade_id="U"), partition=1)
+    await until(lambda: desk.committed.get(1) == 1)
+    worker.source.resume([0])
+    await until(lambda: desk.is_committed)
+    stats = await worker.finish()
+    assert stats.fates == {"booked": 3}
+    assert desk.letters == []
+
+
+@virtual_time
 async def test_a_partition_that_is_behind_counts_by_the_times_of_the_log() -> None:
     """What came in time is in time; what stands behind the deadline in the log is not."""
     desk = Desk(consumer_chunk_records=1)
@@ -337,8 +358,10 @@ async def test_state_is_kept_only_while_the_same_records_are_parked() -> None:
     assert await takeover.take_over(0, partition) is partition
     worker.source.crash()
     desk.let_time_pass(DEADLINE_S)
-    await desk.consume()
-    assert desk.letters == [(0, "orphan-lifecycle")]
+    other = desk.worker()
+    await other.start()
+    await until(lambda: desk.letters == [(0, "orphan-lifecycle")])
+    await other.finish()
     await worker.source.start()
     again = await takeover.take_over(0, partition)
     assert again is not partition

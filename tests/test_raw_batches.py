@@ -611,3 +611,22 @@ async def test_poll_without_time_does_not_wait_for_a_fetch_that_is_on_its_way() 
     assert loop.time() == woken_s
     assert await source.poll(timeout_s=20) == []  # the one that was left, not another one
     assert loop.time() == woken_s + 10
+
+
+def test_ends_are_told_with_the_time_of_their_fetch() -> None:
+    """Of partitions that were fetched since they were sought, and are ours."""
+
+    class Fetched:
+        def highwater(self, tp: TopicPartition) -> int | None:
+            assert tp.partition != 3, "Partition is not assigned"
+            return {1: 7}.get(tp.partition)
+
+        def last_poll_timestamp(self, tp: TopicPartition) -> int | None:
+            assert tp.partition != 3, "Partition is not assigned"
+            return {1: 1_790_000_000_000}.get(tp.partition)
+
+    source = KafkaSource(Settings())
+    source._consumer = Fetched()
+    source._sought = dict.fromkeys((1, 2, 3), 0)
+    assert source.known_ends() == {1: 7}
+    assert source.fetched_ms() == {1: 1_790_000_000_000}

@@ -352,15 +352,22 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     def known_ends(self) -> dict[int, int]:
         """Give the ends of our partitions as the last fetches told them, without asking."""
-        ends = {}
+        return self._told(self._consumer.highwater)
+
+    def fetched_ms(self) -> dict[int, int]:
+        """Give when those fetches were answered, by our wall clock, in ms since 1970."""
+        return self._told(self._consumer.last_poll_timestamp)
+
+    def _told(self, of: Callable[[TopicPartition], int | None]) -> dict[int, int]:
+        told = {}
         for partition in self._sought:
             try:
-                end = self._consumer.highwater(TopicPartition(self._topic, partition))
+                number = of(TopicPartition(self._topic, partition))
             except (IllegalStateError, AssertionError):
                 continue  # no longer ours
-            if end is not None:
-                ends[partition] = end
-        return ends
+            if number is not None:
+                told[partition] = number
+        return told
 
     async def commit(self, next_offsets: Mapping[int, int]) -> bool:
         """Store where the group goes on, by name (B2)."""

@@ -142,7 +142,7 @@ class MemoryBroker:
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self._topics: dict[str, list[PartitionLog]] = {}
         self._groups: dict[tuple[str, str], Group] = {}
         self._readers: list[Callable[[], None]] = []
@@ -190,7 +190,7 @@ class MemoryBroker:
         """
         number = self.place(topic, key) if partition is None else partition
         log = self.log(topic, number)
-        stamp = self._now_ms() if timestamp_ms is None else timestamp_ms
+        stamp = self.now_ms() if timestamp_ms is None else timestamp_ms
         log.records.append(MemoryRecord(log.end, stamp, key, value, tuple(headers)))
         log.end += 1
         self._changed()

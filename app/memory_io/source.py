@@ -46,6 +46,7 @@ class MemorySource:
         self._group = broker.group(group, topic)
         self._assignment = Assignment(0, frozenset())
         self._sought: dict[int, int] = {}
+        self._told: dict[int, tuple[int, int]] = {}
         self._paused: set[int] = set()
         self._changed = asyncio.Event()
         broker.on_change(self.wake)
@@ -88,6 +89,7 @@ class MemorySource:
         """Take a new assignment; every partition of it is gated until it is sought."""
         self._assignment = Assignment(self._assignment.epoch + 1, partitions)
         self._sought.clear()
+        self._told.clear()
         self._paused.clear()
         self.wake()
 
@@ -124,6 +126,7 @@ class MemorySource:
             if partition in self._paused:
                 continue
             log = self._broker.log(self._topic, partition)
+            self._told[partition] = log.end, self._broker.now_ms()
             if not log.first <= position <= log.end:
                 gaps.append(
                     f"{self._topic} partition {partition}: position {position} is outside of"
@@ -185,8 +188,12 @@ class MemorySource:
     # -- offsets
 
     def known_ends(self) -> dict[int, int]:
-        """Give the ends of our partitions."""
-        return {p: self._broker.offset_range(self._topic, p)[1] for p in self._sought}
+        """Give the ends of our partitions as the last fetches told them, without asking."""
+        return {p: self._told[p][0] for p in self._sought.keys() & self._told}
+
+    def fetched_ms(self) -> dict[int, int]:
+        """Give when those fetches were answered, by the broker's clock."""
+        return {p: self._told[p][1] for p in self._sought.keys() & self._told}
 
     async def commit(self, next_offsets: Mapping[int, int]) -> bool:
         """Store where the group goes on, by name; all of it or nothing."""
