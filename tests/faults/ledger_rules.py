@@ -73,7 +73,7 @@ def check_tables(
     yield from _corrections(tables, expected)
     yield from _offsets(tables, ends, committed)
     yield from _commits(samples)
-    yield from _snapshots(samples, expected)
+    yield from check_snapshots(samples, expected)
 
 
 # -- rule 5
@@ -243,7 +243,8 @@ def _unequal(is_equal: Mapping[str, bool]) -> str:
     return ", ".join(name for name, equal in is_equal.items() if not equal)
 
 
-def _snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[Blame]:
+def check_snapshots(samples: Sequence[LedgerSample], expected: Expected) -> Iterator[Blame]:
+    """Find what is wrong while it ran; see `check_tables`."""
     booked: dict[int, list[Booked]] = defaultdict(list)
     for one in expected.booked.values():
         booked[one.place[0]].append(one)

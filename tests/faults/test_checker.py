@@ -13,6 +13,7 @@ from tests.faults.checker import Evidence, Sample, check
 from tests.faults.journal import Attempt, State, digest
 from tests.faults.oracle import REKEYED_FROM, Fate, expect, partition_of
 from tests.faults.reading import LogRecord
+from tests.faults.tables import Tables
 
 TOPIC = "events"
 PARTITIONS = 2
@@ -240,3 +241,22 @@ def test_keys_are_placed_as_the_java_client_does() -> None:
     for size in range(40):
         key = bytes(range(200, 200 + size))
         assert partition_of(key, 97) == (murmur2(key) & 0x7FFFFFFF) % 97
+
+
+def test_a_commit_may_pass_what_waits_and_not_what_lets_it_go_on() -> None:
+    """The AMEND is in the ledger; the position that it makes has to be there with its NEW."""
+    values = [trade(1, AT_0, action="AMEND", version=2), trade(1, AT_0)]
+    state = {"quantity": "2", "mark": "10", "realized_pnl": "0", "unrealized_pnl": "0"}
+    evidence = Evidence(
+        topic=TOPIC,
+        partitions=1,
+        source=[LogRecord(0, n, AT_0.encode(), value, {}) for n, value in enumerate(values)],
+        letters=[],
+        positions=[position(0, AT_0, (0, 1), **state)],
+        committed={0: 2},
+        tables=Tables(),
+    )
+    for committed, due in ((1, []), (2, [4])):
+        evidence.samples = [Sample(0, {0: committed}, {0: 2}, {0: 0}, {0: 0})]
+        found = check(evidence).findings
+        assert [finding.rule for finding in found if finding.rule <= 4] == due

@@ -1,7 +1,7 @@
 """The load changes trades in every way, and the product makes of it what the oracle does."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -18,6 +18,7 @@ from app.ports import LedgerWrite, RecordBatch
 from app.services import BatchResult
 from app.timestamps import format_timestamp
 from tests.faults.changes import position_key
+from tests.faults.ledger_rules import check_snapshots
 from tests.faults.load import Trades
 from tests.faults.oracle import (
     LIFE_CYCLE,
@@ -28,6 +29,7 @@ from tests.faults.oracle import (
     partition_of,
 )
 from tests.faults.reading import LogRecord
+from tests.faults.tables import LedgerSample, PositionRow, Sums
 from tests.test_services import TIME_MS, StoredRecord
 
 PARTITIONS = 3
@@ -106,16 +108,19 @@ def test_everything_comes_that_can_become_of_what_came_too_early() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_product_and_oracle_agree_on_a_load(seed: int) -> None:
-    """On fates, reasons, rows, positions and corrections, however the log comes in batches."""
+    """On fates, rows, positions, corrections and what waits, however the log comes in batches."""
     records = log_of(seed)
     expected = judged(records)
     database, draw = MemoryDatabase(), random.Random(seed)
     fates: Counter[str] = Counter()
+    samples: list[LedgerSample] = []
     for partition in range(PARTITIONS):
         own = [record for record in records if record.partition == partition]
         async for result in _processed(own, MemoryLedger(database), draw):
             fates.update({fate.value: count for fate, count in result.fates.items()})
             fates[Fate.REKEYED] += len(result.misplaced)
+            samples.append(_sample(database))
+    assert list(check_snapshots(samples, expected)) == []
     due = Counter(fate.value for fate in expected.fates.values())
     assert (
         fates
@@ -158,7 +163,29 @@ _CHANGED = [
 ]
 
 
-def _model_of(line: str) -> tuple[Fraction | int, ...]:
+def _sample(database: MemoryDatabase) -> LedgerSample:
+    sums: dict[int, Sums] = defaultdict(Sums)
+    for (partition, offset), row in database.trades.items():
+        notional = Fraction(row["price"]) * Fraction(row["quantity"])
+        sums[partition] = sums[partition].and_one(offset, notional)
+    positions = []
+    for (partition, key), line in database.positions.items():
+        quantity, cost, realized, mark, trades, offset = _model_of(line)
+        place = (partition, offset)
+        positions.append(PositionRow(place, key, quantity, cost, realized, mark, trades))
+    return LedgerSample(
+        0,
+        {},
+        {partition: offset or 0 for partition, offset in database.next_offsets.items()},
+        positions,
+        sums,
+        sum(map(len, database.versions.values())),
+        Counter(partition for partition, _ in database.corrections),
+        {place for place, row in database.parked.items() if row["reason"] is None},
+    )
+
+
+def _model_of(line: str) -> tuple[Fraction, Fraction, Fraction, Fraction, int, int]:
     position = read_position(line)
     return (
         Fraction(position.quantity_e8, 10**8),
