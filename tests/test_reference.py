@@ -17,14 +17,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app import approved, reference
-from app.codec import read_plain
 from app.errors import ConfigError, InvalidTradeError
-from app.ledger_processor import LedgerProcessor
 from app.models import TradeEvent
 from app.ports import RecordBatch
 from app.reference import Calendar, Reference, parse_reference
-from app.services import BatchResult, TradeProcessor
+from app.services import TradeProcessor
 from tests.test_fast_path import forget, only_closer_looks
+from tests.test_ledger_processor import Desk
 
 TIME: Final = "2026-03-02T14:30:00.001Z"  # a Monday
 NOW_MS: Final = 1_772_461_801_000  # a second later
@@ -396,25 +395,21 @@ def test_process_gives_the_codes_of_one_trade() -> None:
     assert TradeProcessor().process(TradeEvent(**fields(price="100.001")))["suspects"] == []
 
 
-def test_changes_of_a_trade_are_judged_and_cancellations_are_not() -> None:
+async def test_changes_of_a_trade_are_judged_and_cancellations_are_not() -> None:
     """An AMEND says new economics; the price of a CANCEL counts nowhere."""
-    processor = LedgerProcessor(reference=parsed(FILE))
+    desk = Desk(reference=parsed(FILE))
+    on_time = {"timestamp": "2026-01-02T03:04:05Z"}  # before the records are appended
 
-    def process(offset: int, **changed: Any) -> BatchResult:
-        record = Stored(offset, json.dumps(fields(**changed)).encode())
-        batch = RecordBatch.of(0, 1, [record], offset + 1)
-        events = read_plain(batch.values)
-        processor.missing_histories(batch, events, ["T"])
-        return processor.process_batch(batch, events=events)
+    async def suspects(**changed: Any) -> dict[str, int]:
+        return dict(
+            (await desk.process(json.dumps(fields(**on_time, **changed)).encode())).suspects
+        )
 
-    waiting = process(0, action="AMEND", version=2, trade_id="U")  # its position is kept by fills
-    assert waiting.rows is not None
-    assert waiting.rows.parked.keys() == {0}
-    assert not process(1).suspects
-    assert process(2, action="AMEND", version=2, price="100.001").suspects == {"off-tick": 1}
-    assert not process(3, action="CANCEL", version=3, price="0.001", quantity="1").suspects
-    assert processor.positions["EQ|ACME"].quantity_e8 == 0
-    assert process(4, quantity="5", trade_id="V").suspects == {"off-lot": 1}
+    assert not await suspects()
+    assert await suspects(action="AMEND", version=2, price="100.001") == {"off-tick": 1}
+    assert not await suspects(action="CANCEL", version=3, price="0.001", quantity="1")
+    assert desk.processor.positions["EQ|ACME"].quantity_e8 == 0
+    assert await suspects(quantity="5", trade_id="U") == {"off-lot": 1}
 
 
 # -- strict

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiokafka.record.memory_records import MemoryRecords
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from tests.faults.journal import digest
 
 _TIMEOUT_S: Final = 5.0
+_READ_TIMEOUT_S: Final = 60.0
+"""Longest wait for a partition to go on: leaders move, and machines are busy."""
 _AT_ONCE: Final = 1_000
 _PATIENCE_S: Final = 0.2  # a call waits so long where it cannot have all it asks for
 QUIET: Final = {"log_level": 0, "log.connection.close": False}
@@ -71,7 +73,8 @@ def read_topic(
     consumer = outside_consumer(bootstrap)
     found: list[LogRecord] = []
     try:
-        for partition, end in end_offsets(consumer, topic, range(partitions)).items():
+        for partition in range(partitions):
+            _, end = _watermarks(consumer, TopicPartition(topic, partition))
             hole = (holes or {}).get(partition, range(0))
             found += _read_range(consumer, TopicPartition(topic, partition, 0), hole.start)
             found += _read_range(consumer, TopicPartition(topic, partition, hole.stop), end)
@@ -81,10 +84,10 @@ def read_topic(
 
 
 def _read_range(consumer: Consumer, start: TopicPartition, end: int) -> Iterator[LogRecord]:
-    first, _ = consumer.get_watermark_offsets(start, timeout=_TIMEOUT_S)
+    first, _ = _watermarks(consumer, start)
     position = max(start.offset, first)
     consumer.assign([start])
-    deadline_s = time.monotonic() + _TIMEOUT_S
+    deadline_s = time.monotonic() + _READ_TIMEOUT_S
     while position < end:
         messages = consumer.consume(min(_AT_ONCE, end - position), timeout=_PATIENCE_S)
         for message in messages:
@@ -94,8 +97,22 @@ def _read_range(consumer: Consumer, start: TopicPartition, end: int) -> Iterator
         # Compaction leaves gaps, at the end too; the position passes them.
         (reached,) = consumer.position([start])
         if reached.offset > position:
-            position, deadline_s = reached.offset, time.monotonic() + _TIMEOUT_S
+            position, deadline_s = reached.offset, time.monotonic() + _READ_TIMEOUT_S
         assert time.monotonic() < deadline_s, f"{start} stalls at {position} of {end}"
+
+
+def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """Give the first offset of a partition and its end, as soon as somebody leads it."""
+    deadline_s = time.monotonic() + _READ_TIMEOUT_S
+    while True:
+        try:
+            first, end = consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+        except KafkaException:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_PATIENCE_S)
+        else:
+            return int(first), int(end)
 
 
 def _record(message: Any) -> LogRecord:
