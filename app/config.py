@@ -35,6 +35,7 @@ _PREFIXES: Final = (
     "CLICKHOUSE_",
     "REFERENCE_",
     "VALIDATION_",
+    "FIFO_",
 )
 _SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _LARGEST_PORT: Final = 65_535

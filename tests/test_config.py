@@ -350,6 +350,7 @@ def test_description_reads_the_process_by_default(monkeypatch: pytest.MonkeyPatc
         ("DLQ_TOPICS", "DLQ_TOPIC"),
         ("POSITION_TOPIC", "POSITIONS_TOPIC"),
         ("DATABASE_URI", "DATABASE_URL"),
+        ("FIFO_BOOK", "FIFO_BOOKS"),
     ],
 )
 def test_misspelt_name_is_found(name: str, meant: str) -> None:

@@ -819,6 +819,7 @@ class FifoLedgerModel(LedgerModel):
     def _check_lots(self, key: str, expected: ModelPosition) -> None:
         """They are stored with the position, one for each fill that is open, oldest first."""
         assert isinstance(expected, FifoModelPosition)
+        assert self.database.positions[HOME[key], key].endswith("\tfifo")
         lots = [line.split("\t") for _, line in sorted(self.database.lots[HOME[key], key].items())]
         assert [(Decimal(lot[3]), Decimal(lot[4])) for lot in lots] == expected.lots
         numbers = [int(lot[2]) for lot in lots]

@@ -55,6 +55,10 @@ class Desk:
         cost, realized = position.open_cost_e24, position.realized_e24
         return f"{cost // 10**24}", f"{realized // 10**24}", line.split("\t")[-1]
 
+    def generation(self, symbol: str = OPEN) -> int:
+        """How often the position was made anew."""
+        return read_position(self.database.positions[0, symbol]).generation
+
     def lots(self) -> list[tuple[str, str]]:
         """Quantity and price of what is open."""
         lines = sorted(self.database.lots.get((0, OPEN), {}).items())
@@ -73,6 +77,8 @@ async def test_a_method_is_changed_there_and_back() -> None:
     assert desk.numbers() == ("12", "7", "fifo")
     assert desk.lots() == [("1", "12")]
     assert desk.numbers(FLAT) == ("0", "1", "fifo")
+    # Of two states at one offset the newer one is told by it; of a flat position nothing changed.
+    assert (desk.generation(), desk.generation(FLAT)) == (1, 0)
     desk.put(OPEN, "BUY", "14")
     desk.put(FLAT, "BUY", "20")
     assert await desk.live() == {}
@@ -83,6 +89,22 @@ async def test_a_method_is_changed_there_and_back() -> None:
     assert desk.numbers() == ("25", "6", "average")
     assert desk.lots() == []
     assert desk.numbers(FLAT) == ("20", "1", "average")
+    assert (desk.generation(), desk.generation(FLAT)) == (2, 1)
+
+
+@virtual_time
+async def test_trades_of_other_positions_leave_what_was_folded_anew() -> None:
+    """It goes to the positions topic with their flush, and keeps its method and its lots."""
+    desk = Desk()
+    await desk.live()
+    desk.keep_by_fifo("*")
+    desk.put(FLAT, "BUY", "20")
+    assert await desk.live() == {}
+    assert desk.numbers() == ("12", "7", "fifo")
+    assert desk.lots() == [("1", "12")]
+    desk.put(FLAT, "BUY", "20")
+    assert await desk.live() == {}
+    assert (desk.generation(), desk.generation(FLAT)) == (1, 0)
 
 
 @virtual_time
