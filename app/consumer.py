@@ -116,7 +116,12 @@ class TradeConsumer:
         self._inquiry = (
             None
             if ledger is None
-            else Inquiry(ledger, recent=settings.dedupe_window, until_booked=self._until_booked)
+            else Inquiry(
+                ledger,
+                recent=settings.dedupe_window,
+                until_booked=self._until_booked,
+                has_to_finish=self._has_to_finish,
+            )
         )
         self._reference_file = reference_file
         self._partition_of = partition_of
@@ -276,7 +281,7 @@ class TradeConsumer:
         try:
             for batch in batches:
                 await self._process(batch)
-            if self._has_to_finish:
+            if self._has_to_finish():
                 self._seek_all()  # the rest comes again
             self._health.clear(Unready.LEDGER)
         except TransportError as exc:  # the ledger could not be asked: the rest comes again
@@ -287,14 +292,13 @@ class TradeConsumer:
             self._seek_all()
             await asyncio.sleep(RETRY_PAUSE_S)
 
-    @property
     def _has_to_finish(self) -> bool:
         """Whether what is in hand is to be finished after this chunk, for a stop or a rebalance."""
         return self._stop.is_set() or self._source.is_revoking
 
     async def _process(self, batch: RecordBatch) -> None:
         partition = self._open.get(batch.partition)
-        if self._has_to_finish:
+        if self._has_to_finish():
             return
         if partition is None or batch.epoch != self._epoch:
             return  # read for an assignment that is over, or before its gate was opened
@@ -328,7 +332,7 @@ class TradeConsumer:
                 return
             self._collect(partition, chunk, result, count)
             await asyncio.sleep(0)  # heartbeats, fetches and sends share this loop
-            if batch.epoch != self._source.assignment.epoch or self._has_to_finish:
+            if batch.epoch != self._source.assignment.epoch or self._has_to_finish():
                 return
         partition.next_offset = batch.next_offset
         partition.unreadable_tries = 0

@@ -1,8 +1,8 @@
 """What the ledger is asked before a batch is judged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 from app.codec import PlainEvent, changed_ids, read_plain, trade_ids
 from app.errors import TransportError
@@ -11,8 +11,13 @@ from app.ledger_processor import LedgerProcessor
 from app.ports import Ledger, RecordBatch, StoredTrade
 from app.takeover import OpenPartition
 
-FIND_TIMEOUT_S: Final = 5.0
-"""Longest wait for what the ledger has of a batch; a stop and a rebalance wait for it as well."""
+_FIND_TIMEOUT_S: Final = 5.0
+_HISTORY_TIMEOUT_S: Final = 30.0
+"""A position may have hundreds of thousands of fills."""
+_LOOK_S: Final = 0.5
+"""How often somebody who waits for an answer looks whether it is time to go."""
+
+T = TypeVar("T")
 
 
 class Inquiry:
@@ -31,6 +36,7 @@ class Inquiry:
         recent: Offsets of a partition for which a doubt lasts.
         until_booked: Waits until the ledger has all that is processed of a partition; raises
             `TransportError`.
+        has_to_finish: Tells whether a stop or a rebalance waits for the loop.
     """
 
     def __init__(
@@ -39,10 +45,12 @@ class Inquiry:
         *,
         recent: int,
         until_booked: Callable[[OpenPartition], Awaitable[None]],
+        has_to_finish: Callable[[], bool],
     ) -> None:
         self._ledger = ledger
         self._recent = recent
         self._until_booked = until_booked
+        self._has_to_finish = has_to_finish
         self._doubtful: dict[int, int] = {}
 
     def doubt(self, partition: int, offset: int) -> None:
@@ -56,7 +64,8 @@ class Inquiry:
             As of `read_plain`; of what the ledger has, none is plain.
 
         Raises:
-            TransportError: The ledger does not answer; nothing has changed.
+            TransportError: The ledger is away, or has not answered when it is time to go; nothing
+                has changed.
         """
         events = read_plain(batch.values, batch.headers)
         processor = partition.processor
@@ -66,7 +75,9 @@ class Inquiry:
         if keys := processor.missing_histories(batch, events, ids):
             await self._until_booked(partition)
             for key in keys:
-                lines = await self._ledger.history(partition.number, key)
+                lines = await self._answer(
+                    self._ledger.history(partition.number, key), _HISTORY_TIMEOUT_S
+                )
                 processor.load_history(key, None if lines is None else read_fills(lines))
         is_in_doubt = batch.offsets[0] < self._doubtful.get(partition.number, 0)
         sought = [*changed_ids(batch.values, events), *processor.awaited(ids)]
@@ -74,11 +85,24 @@ class Inquiry:
             ids = sought
         found: Mapping[str, StoredTrade] = {}
         if ids:
-            try:
-                async with asyncio.timeout(FIND_TIMEOUT_S):
-                    found = await self._ledger.find(ids)
-            except TimeoutError as exc:
-                raise TransportError("the ledger does not say what it has") from exc
+            found = await self._answer(self._ledger.find(ids), _FIND_TIMEOUT_S)
         if is_in_doubt and found.keys() - sought:  # a trade that begins, and has begun before
             self.doubt(partition.number, batch.next_offset)
         return processor.recall(found, events)
+
+    async def _answer(self, asked: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """Await an answer within a bound, or until it is time to go."""
+        asking = asyncio.ensure_future(asked)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not asking.done():
+                    if self._has_to_finish():
+                        raise TransportError("the ledger has not answered before a stop")
+                    await asyncio.wait([asking], timeout=_LOOK_S)
+        except TimeoutError as exc:
+            raise TransportError("the ledger has not answered in time") from exc
+        finally:
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait([asking])
+        return asking.result()

@@ -182,6 +182,42 @@ class SlowLedger(AskedLedger):
         return await super().find(trade_ids)
 
 
+class SilentLedger(AskedLedger):
+    """Answers nothing any more."""
+
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
+        """Wait."""
+        await asyncio.Event().wait()
+        return await super().find(trade_ids)
+
+    async def history(self, partition: int, key: str) -> list[str] | None:
+        """Wait."""
+        await asyncio.Event().wait()
+        return await super().history(partition, key)
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+@virtual_time
+async def test_a_stop_does_not_wait_for_a_silent_ledger(*, is_changed: bool) -> None:
+    """Neither for the past of a position nor for what is known of trades."""
+    desk = Desk()
+    await desk.begin()
+    silent = SilentLedger(desk.database)
+    await desk.stop()
+    worker = desk.world.worker(on=silent)
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    changed = trades(range(1), action="AMEND", version=2, price="11")
+    for value in changed if is_changed else trades(range(200, 201)):
+        desk.world.broker.append(TRADES, value, partition=0)
+    await asyncio.sleep(2)
+    assert worker.consumer.stats.consumed_records == 0
+    began_s = asyncio.get_running_loop().time()
+    await worker.finish()
+    assert asyncio.get_running_loop().time() - began_s < 5
+    assert desk.world.committed[0] == 200
+
+
 @pytest.mark.parametrize("is_stopped", [True, False])
 @virtual_time
 async def test_neither_a_stop_nor_a_rebalance_waits_for_all_that_was_fetched(
