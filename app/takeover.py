@@ -216,15 +216,7 @@ class Takeover:
         # into the ledger.
         margin = 0 if self._ledger is not None else self._settings.consumer_takeover_margin
         applies_from = max(first, start.offset - margin)
-        positions = restored.positions.values()
-        try:
-            processor = self._processor(number, positions, applies_from, parked, lots)
-        except ValueError as exc:
-            raise OffsetGapError(
-                f"{exc}: somebody has changed the tables. Restore a backup of the ledger; or start"
-                " once without its book in FIFO_BOOKS, which folds the position anew from its"
-                " trades, and then with it again"
-            ) from exc
+        processor = self._processor(number, restored.positions.values(), applies_from, parked, lots)
         partition = OpenPartition(
             number=number,
             processor=processor,
@@ -307,19 +299,26 @@ class Takeover:
         belongs_or_any = None if policy is KeyMismatch.ACCEPT else belongs
         reference = None if self._reference_file is None else self._reference_file.reference
         if self._ledger is not None and self._settings.identity is IdentityScope.FULL:
-            processor = LedgerProcessor(
-                positions,
-                default_currency=self._settings.defaults_currency,
-                belongs=belongs_or_any,
-                rekeys=policy is KeyMismatch.REKEY,
-                recent=self._settings.dedupe_window,
-                reference=reference,  # what is restored is marked by it as well
-                is_strict=self._settings.validation_strict,
-                park_max=self._settings.park_max,
-                park_deadline_ns=int(self._settings.park_deadline_s * NS_PER_S),
-                fifo_books=self._settings.books_by_fifo,
-                lots=lots,
-            )
+            try:
+                processor = LedgerProcessor(
+                    positions,
+                    default_currency=self._settings.defaults_currency,
+                    belongs=belongs_or_any,
+                    rekeys=policy is KeyMismatch.REKEY,
+                    recent=self._settings.dedupe_window,
+                    reference=reference,  # what is restored is marked by it as well
+                    is_strict=self._settings.validation_strict,
+                    park_max=self._settings.park_max,
+                    park_deadline_ns=int(self._settings.park_deadline_s * NS_PER_S),
+                    fifo_books=self._settings.books_by_fifo,
+                    lots=lots,
+                )
+            except ValueError as exc:
+                raise OffsetGapError(
+                    f"{exc}: somebody has changed the tables. Restore a backup of the ledger; or"
+                    " start once without its book in FIFO_BOOKS, which folds the position anew from"
+                    " its trades, and then with it again"
+                ) from exc
             processor.restore(parked)
             return processor
         return TradeProcessor(

@@ -1,7 +1,8 @@
 -- Positions may be kept first in, first out: what is open is stored lot by lot.
 
-ALTER TABLE positions ADD COLUMN method text COLLATE "C" NOT NULL DEFAULT 'average'
-    CHECK (method IN ('average', 'fifo'));
+-- Not `NOT NULL`: a worker that does not know the column would copy that to where it stages positions.
+ALTER TABLE positions ADD COLUMN method text COLLATE "C" DEFAULT 'average'
+    CHECK (method IS NOT NULL AND method IN ('average', 'fifo'));
 COMMENT ON COLUMN positions.method IS 'How its costs are kept; of fifo the lots have what is open.';
 
 CREATE OR REPLACE VIEW position_list AS
