@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from tests.faults.scenarios import SCENARIOS, Scenario
 _LABELS: Final = {"ok": "ok", "failed": "FAILED", "invalid": "INVALID", "skipped": "skipped"}
 _CANCELLED: Final = 130
 _talking = threading.Lock()
+Jobs = deque[tuple[Scenario, int]]
+"""Scenarios and seeds that are still to be run."""
 
 
 def say(line: str) -> None:
@@ -48,12 +51,16 @@ class Plan:
 
 
 class Lane:
-    """Runs scenarios one after the other, on clusters that it keeps as long as they fit."""
+    """Runs scenarios one after the other, on clusters that it keeps as long as they fit.
 
-    def __init__(self, plan: Plan, scenarios: Sequence[Scenario]) -> None:
+    Args:
+        plan: What is to be run.
+        jobs: Runs to take the next one from, the first ones first; other lanes take from them too.
+    """
+
+    def __init__(self, plan: Plan, *jobs: Jobs) -> None:
         self._plan = plan
-        # Those of one kind of cluster after each other: each kind is started once.
-        self._scenarios = sorted(scenarios, key=lambda s: (s.nodes, s.tmpfs_mb))
+        self._jobs = jobs
         self._cluster: FaultCluster | None = None
         self._kind: tuple[int, int] | None = None
         self._stack = ExitStack()
@@ -61,10 +68,13 @@ class Lane:
     def outcomes(self) -> Iterator[Outcome]:
         """Run everything."""
         with self._stack:
-            for scenario in self._scenarios:
-                for seed in self._plan.seeds:
-                    if not is_cancelled.is_set():
-                        yield self._one(scenario, seed)
+            for jobs in self._jobs:
+                while jobs and not is_cancelled.is_set():
+                    try:
+                        job = jobs.popleft()
+                    except IndexError:  # another lane was faster
+                        break
+                    yield self._one(*job)
 
     def _one(self, scenario: Scenario, seed: int) -> Outcome:
         folder = self._plan.folder / f"{scenario.name}-{seed}"
@@ -131,24 +141,28 @@ def _figures(outcome: Outcome) -> str:
 
 
 def _run_all(plan: Plan, json_file: Path | None) -> list[Outcome]:
-    """Run calm scenarios in one lane and the others in a second one beside it.
+    """Run calm scenarios in one lane and the others in a second one beside it, which helps then.
 
     `json_file` holds the outcomes so far at any time: hours of them survive whatever ends this.
     """
     outcomes: list[Outcome] = []
 
-    def drive(scenarios: Sequence[Scenario]) -> None:
-        for outcome in Lane(plan, scenarios).outcomes():
+    def jobs(*, is_calm: bool) -> Jobs:
+        # Those of one kind of cluster after each other: each kind is started once.
+        scenarios = sorted(plan.scenarios, key=lambda s: (s.nodes, s.tmpfs_mb))
+        return deque((s, seed) for s in scenarios if s.is_calm == is_calm for seed in plan.seeds)
+
+    def drive(*jobs: Jobs) -> None:
+        for outcome in Lane(plan, *jobs).outcomes():
             with _talking:
                 outcomes.append(outcome)
                 if json_file is not None:
                     write_outcomes(json_file, outcomes)
             _tell(outcome, plan, len(outcomes))
 
-    calm = [scenario for scenario in plan.scenarios if scenario.is_calm]
-    rough = [scenario for scenario in plan.scenarios if not scenario.is_calm]
+    calm, rough = jobs(is_calm=True), jobs(is_calm=False)
     with ThreadPoolExecutor(2) as pool:
-        for lane in [pool.submit(drive, scenarios) for scenarios in (calm, rough) if scenarios]:
+        for lane in [pool.submit(drive, calm), pool.submit(drive, rough, calm)]:
             lane.result()
     return outcomes
 
