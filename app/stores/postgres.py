@@ -354,9 +354,9 @@ class PostgresLedger:
             await transaction.start()
             try:
                 yield connection
-            except (asyncio.CancelledError, TimeoutError):
-                raise  # the connection ends, and the server rolls back
-            except BaseException:
+            except TimeoutError:
+                raise  # as when it is cancelled: the connection ends, and the server rolls back
+            except Exception:
                 await transaction.rollback()
                 raise
             await transaction.commit()
