@@ -95,6 +95,46 @@ def explain_day(activity: Activity, day: Day) -> Explanation | None:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """What became of one position in a day, and by which marks and rates.
+
+    Attributes:
+        book: Of the position, if it has one.
+        symbol: Of the position.
+        currency: Of its trades.
+        new_trades: How many trades the day has.
+        explanation: `None` where it is not known.
+        first_mark: Price of the last trade up to the first close; `None` without one.
+        mark: Price of the last trade up to the second.
+        first_rate: Rate of the first close; `None` where it is not known, or not asked for.
+        rate: Rate of the second, likewise.
+    """
+
+    book: str | None
+    symbol: str
+    currency: str
+    new_trades: int
+    explanation: Explanation | None
+    first_mark: Mark | None
+    mark: Mark | None
+    first_rate: Mark | None = None
+    rate: Mark | None = None
+
+
+def explain_activity(activity: Activity, day: Day) -> Explained:
+    """Explain a day of a position in its own currency."""
+    return Explained(
+        book=activity.book,
+        symbol=activity.symbol,
+        currency=activity.currency,
+        new_trades=activity.new_trades,
+        explanation=explain_day(activity, day),
+        first_mark=activity.first_mark,
+        mark=activity.mark,
+    )
+
+
 def summed(explanations: Iterable[Explanation | None]) -> Explanation | None:
     """Add explanations in one currency up; a sum with an unknown part is unknown."""
     known = []

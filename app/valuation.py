@@ -82,6 +82,21 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return _sum(self.realized_e32 - self.fees_e32, self.unrealized_e32, self.fx_e32)
 
 
+def combined(parts: Iterable[Converted | None]) -> Converted | None:
+    """Add what several positions are worth up; a sum with an unknown part is unknown."""
+    every = []
+    for part in parts:
+        if part is None:
+            return None
+        every.append(part)
+    return Converted(
+        realized_e32=sum(part.realized_e32 for part in every),
+        unrealized_e32=_sum(0, *(part.unrealized_e32 for part in every)),
+        fx_e32=_sum(0, *(part.fx_e32 for part in every)),
+        fees_e32=sum(part.fees_e32 for part in every),
+    )
+
+
 def last_trade(position: Position) -> Mark | None:
     """Give the price of the last trade of the key as a mark; None where there was no trade."""
     if not position.trade_count:

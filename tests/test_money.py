@@ -188,7 +188,7 @@ def test_text_cache_that_is_full_starts_anew(monkeypatch: pytest.MonkeyPatch) ->
     assert len(money._text_cache) <= 3
 
 
-@given(st.integers(), st.sampled_from([8, 24]))
+@given(st.integers(), st.sampled_from([8, 24, 32]))
 def test_scaled_number_survives_its_text(amount: int, scale: int) -> None:
     """What `format_scaled` writes is a canonical plain decimal that reads back exactly."""
     text = format_scaled(amount, scale)

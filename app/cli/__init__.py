@@ -9,6 +9,7 @@ from app.cli import (
     db,
     dlq,
     ledger,
+    pnl,
     positions,
     quarantine,
     reference,
@@ -39,7 +40,7 @@ app.add_typer(db.app, name="db")
 app.add_typer(topics.app, name="topics")
 app.add_typer(positions.app, name="positions")
 app.command("trades")(ledger.trades)
-app.command("pnl")(ledger.pnl)
+app.command("pnl")(pnl.pnl)
 app.command("export")(ledger.export)
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(quarantine.app, name="quarantine")

@@ -1,20 +1,17 @@
-"""`trade-stream trades|pnl|export`: what the ledger holds, on the screen or in a file."""
+"""`trade-stream trades|export`: what the ledger holds, on the screen or in a file."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import timedelta
 from enum import StrEnum
-from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
 from app import export as files
 from app.cli.context import CONNECT_TIMEOUT_S, ConnectTimeoutOption, JsonOption
 from app.cli.ledger_output import (
-    TABLE_ROWS,
     BookOption,
     CsvOption,
     Form,
@@ -22,41 +19,26 @@ from app.cli.ledger_output import (
     SinceOption,
     SymbolOption,
     UntilOption,
-    day_of,
     form_of,
     ledger_settings,
     print_from_ledger,
+    rows_asked,
     time_ns,
 )
-from app.daily_pnl import Activity, Day, explain_day, summed
-from app.explain import Explanation
 from app.ledger import open_reader_of
 from app.lifecycle import run_with_stop
 from app.models import Position
 from app.money import to_decimal
 from app.progress import Progress
-from app.stores.ledger_queries import PNL_GROUPS, Filters, LedgerReader
+from app.stores.ledger_queries import Filters, LedgerReader
 from app.tabular import Row
 from app.timestamps import format_timestamp
-from app.valuation import Mark
-
-_E8: Final = 10**8
-_MARK_SOURCE: Final = "last-trade"
 
 SuspectOption = Annotated[bool, typer.Option("--suspect", help="Only what is doubtful.")]
 CodeOption = Annotated[
     str | None, typer.Option("--code", help="Only what is doubtful by this code, as off-tick.")
 ]
 TradeIdOption = Annotated[str | None, typer.Option("--trade-id", help="Every event of this trade.")]
-
-
-class By(StrEnum):
-    """What PnL is summed by."""
-
-    POSITION = "position"
-    BOOK = "book"
-    SYMBOL = "symbol"
-    CURRENCY = "currency"
 
 
 def trades(
@@ -82,7 +64,7 @@ def trades(
         trade_id=trade_id,
         is_suspect=suspect,
         code=code,
-        limit=_rows_asked(form, limit),
+        limit=rows_asked(form, limit),
     )
 
     async def rows(reader: LedgerReader) -> AsyncGenerator[Sequence[Row], None]:
@@ -99,11 +81,6 @@ def trades(
     )
 
 
-def _rows_asked(form: Form, limit: int | None) -> int | None:
-    """Of a table one row more than it shows, to know that there are more."""
-    return (limit or TABLE_ROWS) + 1 if form is Form.TABLE else limit
-
-
 def _trade_row(row: dict[str, Any], *, is_table: bool) -> dict[str, Any]:
     executed_at = format_timestamp(row["executed_ns"])
     place = f"{row['source_partition']}/{row['source_offset']}"
@@ -118,126 +95,6 @@ def _trade_row(row: dict[str, Any], *, is_table: bool) -> dict[str, Any]:
         else:
             shown[name] = value
     return shown
-
-
-def pnl(
-    by: Annotated[
-        By, typer.Option("--by", help="What to sum by, within a currency.")
-    ] = By.POSITION,
-    book: BookOption = None,
-    symbol: SymbolOption = None,
-    day: Annotated[
-        str | None,
-        typer.Option("--day", metavar="DAY", help="Explain this day's PnL (UTC)."),
-    ] = None,
-    previous: Annotated[
-        str | None,
-        typer.Option(
-            "--previous", metavar="DAY", help="Since the end of that day; the one before."
-        ),
-    ] = None,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT_S,
-) -> None:
-    """Sum realised and unrealised PnL and fees up; needs a ledger (DATABASE_URL).
-
-    Open quantities are worth the price of the last trade of their book and symbol. With --day: why
-    the total changed from one close to the next, by new trades, price and fees, in the currency of
-    the position and by the trades that are known now; the close is the last trade of the day.
-    """
-    form = form_of(as_json=as_json, as_csv=as_csv)
-    if previous is not None and day is None:
-        raise typer.BadParameter("--previous needs --day")
-    filters = Filters(book=book, symbol=symbol, limit=_rows_asked(form, limit))
-
-    async def sums(reader: LedgerReader) -> AsyncGenerator[Sequence[Row], None]:
-        async for piece in reader.pnl(filters, by.value):
-            yield [_pnl_row(row) for row in piece]
-
-    async def explained(reader: LedgerReader) -> AsyncGenerator[Sequence[Row], None]:
-        assert asked is not None
-        wanted = Filters(book=book, symbol=symbol)
-        activities = [one async for piece in reader.day(wanted, asked) for one in piece]
-        rows = _day_rows(activities, asked, by)
-        yield rows if filters.limit is None else rows[: filters.limit]
-
-    asked = None if day is None else _day(day, previous)
-    print_from_ledger(
-        ledger_settings("PnL"),
-        sums if asked is None else explained,
-        form=form,
-        limit=limit,
-        empty="no positions",
-        connect_timeout_s=connect_timeout,
-    )
-
-
-def _day(day: str, previous: str | None) -> Day:
-    end = day_of(day, "--day")
-    start = end - timedelta(days=1) if previous is None else day_of(previous, "--previous")
-    if start >= end:
-        raise typer.BadParameter("must be before --day", param_hint="--previous")
-    return Day(start, end)
-
-
-def _pnl_row(row: dict[str, Any]) -> dict[str, Any]:
-    oldest_ns = row.pop("oldest_mark_ns")
-    oldest = None if oldest_ns is None else format_timestamp(oldest_ns)
-    return row | {"mark_source": None if oldest is None else _MARK_SOURCE, "oldest_mark_at": oldest}
-
-
-def _day_rows(activities: list[Activity], day: Day, by: By) -> list[dict[str, Any]]:
-    explained = [(one, explain_day(one, day)) for one in activities]
-    if by is By.POSITION:
-        return [
-            {"book": one.book, "symbol": one.symbol}
-            | _explained_row(one.currency, one.new_trades, explanation)
-            | _marks(one)
-            for one, explanation in explained
-        ]
-    names = (*PNL_GROUPS[by.value], "currency")
-
-    def group(pair: tuple[Activity, Explanation | None]) -> tuple[str, ...]:
-        return tuple(getattr(pair[0], name) or "" for name in names)
-
-    rows = []
-    for key, pairs in groupby(sorted(explained, key=group), group):
-        parts = list(pairs)
-        trade_count = sum(one.new_trades for one, _ in parts)
-        row = _explained_row(key[-1], trade_count, summed(part for _, part in parts))
-        rows.append({n: key_part or None for n, key_part in zip(names, key, strict=True)} | row)
-    return rows
-
-
-def _explained_row(
-    currency: str, trade_count: int, explanation: Explanation | None
-) -> dict[str, Any]:
-    names = ("before", "new_trades", "price", "fees", "change", "after")
-    amounts: dict[str, Any] = dict.fromkeys(names)
-    if explanation is not None:
-        parts = (
-            explanation.before_e32,
-            explanation.new_trades_e32,
-            explanation.price_e32,
-            -explanation.fees_e32,  # as they act: a cost is negative
-            explanation.change_e32,
-            explanation.after_e32,
-        )
-        # The rate is 1, so that nothing is beyond 10^-24.
-        amounts = {n: to_decimal(e32 // _E8, 24) for n, e32 in zip(names, parts, strict=True)}
-    return {"currency": currency, "trades": trade_count, **amounts}
-
-
-def _marks(activity: Activity) -> dict[str, Any]:
-    return _mark("first_mark", activity.first_mark) | _mark("mark", activity.mark)
-
-
-def _mark(name: str, mark: Mark | None) -> dict[str, Any]:
-    if mark is None:
-        return {name: None, f"{name}_at": None}
-    return {name: to_decimal(mark.amount_e8), f"{name}_at": format_timestamp(mark.time_ns)}
 
 
 class What(StrEnum):

@@ -58,6 +58,11 @@ def form_of(*, as_json: bool, as_csv: bool) -> Form:
     return Form.JSON if as_json else Form.CSV if as_csv else Form.TABLE
 
 
+def rows_asked(form: Form, limit: int | None) -> int | None:
+    """Give how many rows to ask for: of a table one more than it shows, to know of more."""
+    return (limit or TABLE_ROWS) + 1 if form is Form.TABLE else limit
+
+
 def time_ns(text: str | None, option: str) -> int | None:
     """Read a day or a time of an option; a day begins at midnight, and all is UTC."""
     if text is None:

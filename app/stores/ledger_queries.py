@@ -14,9 +14,11 @@ from typing import Any, Final
 import asyncpg
 
 from app.daily_pnl import Activity, Day
+from app.fills import Fill
 from app.ledger_codec import POSITION_COLUMNS, read_position
 from app.models import Position
 from app.money import parse_scaled
+from app.reported_pnl import PositionFills
 from app.stores.migrate import Connection
 from app.stores.postgres import (
     _explained,  # what the driver raises is explained in one place
@@ -151,6 +153,19 @@ SELECT book, symbol, currency,
 FROM sums
 """  # noqa: S608 - names of our own
 
+_NO_END_NS: Final = 2**63 - 1
+_FILLS: Final = f"""
+SELECT * FROM (
+    SELECT book, symbol, currency, trade_id, executed_ns, source_partition, source_offset,
+        {_SIGN} * quantity AS quantity, price, multiplier, fee
+    FROM fills WHERE executed_ns <= $1
+    UNION ALL
+    -- What was pruned has no trade id any more: that there was something is all that counts.
+    SELECT book, symbol, currency, NULL, last_ns, source_partition, last_offset, 0, 0, 1, 0
+    FROM carried_forward
+) AS of_positions
+"""  # noqa: S608 - names of our own
+
 
 class _Statement:
     """The text of a query while conditions are added to it, and what they are bound to."""
@@ -270,6 +285,36 @@ class LedgerReader:
         async for rows in self._pieces(statement, order, filters.limit):
             yield [_activity(row) for row in rows]
 
+    async def fills(
+        self, filters: Filters, *, until_ns: int | None = None
+    ) -> AsyncGenerator[PositionFills, None]:
+        """Give the fills of each position, by book, symbol and currency.
+
+        Args:
+            filters: Of these book and symbol count.
+            until_ns: Of fills executed up to that time.
+        """
+        statement = _Statement(_FILLS, _NO_END_NS if until_ns is None else until_ns)
+        statement.where_position(filters)
+        order = """ ORDER BY book NULLS FIRST, symbol, currency,
+            executed_ns, source_partition, source_offset"""
+        position = None
+        async for rows in self._pieces(statement, order, None):
+            for row in rows:
+                book, symbol, currency = row["book"], row["symbol"], row["currency"]
+                if position is None or (position.book, position.symbol, position.currency) != (
+                    book, symbol, currency,
+                ):  # fmt: skip
+                    if position is not None:
+                        yield position
+                    position = PositionFills(book, symbol, currency, [])
+                if row["trade_id"] is None:
+                    position.is_pruned = True
+                else:
+                    position.fills.append(_fill(row))
+        if position is not None:
+            yield position
+
     async def _pieces(
         self, statement: _Statement, ending: str, limit: int | None
     ) -> AsyncGenerator[Sequence[asyncpg.Record], None]:
@@ -295,6 +340,19 @@ def _activity(row: asyncpg.Record) -> Activity:
         first_mark=_mark(row["first_mark"]),
         mark=_mark(row["mark"]),
         is_pruned=row["is_pruned"],
+    )
+
+
+def _fill(row: asyncpg.Record) -> Fill:
+    return Fill(
+        row["trade_id"],
+        row["executed_ns"],
+        row["source_partition"],
+        row["source_offset"],
+        _scaled(row["quantity"], 8),
+        _scaled(row["price"], 8),
+        _scaled(row["multiplier"], 8),
+        _scaled(row["fee"], 8),
     )
 
 

@@ -171,6 +171,66 @@ def test_pnl_and_a_day_of_it(filled: str) -> None:
     assert (dollar["currency"], dollar["trades"], dollar["before"]) == ("USD", 4, "0")
 
 
+RATES = """date,currency,rate,source
+2026-03-01,USD,1,
+2026-03-02,USD,1,
+2026-03-02,EUR,1.10,ECB
+2026-03-05,EUR,1.25,ECB
+"""
+
+
+def test_pnl_in_one_currency_for_all(filled: str, tmp_path: Path) -> None:
+    """Every trade at the rate of its day, what is open at the newest one; sums mix currencies."""
+    (tmp_path / "rates.csv").write_text(RATES)
+    into = ("--in", "USD", "--rates", "rates.csv", "--json")
+    rows = json.loads(run(filled, "pnl", *into, "--symbol", "AAPL", cwd=tmp_path)[0])
+    assert rows == [
+        {
+            "book": "EQ", "symbol": "AAPL", "currency": "USD", "reported_in": "USD",
+            "positions": 1, "gross_realized": "100", "fees": "0", "net_realized": "100",
+            "unrealized": "150", "fx": "0", "total": "250", "mark_source": "last-trade",
+            "oldest_mark_at": "2026-03-02T09:00:00.000000001Z", "oldest_rate_on": None,
+        },
+        {
+            "book": "FX", "symbol": "AAPL", "currency": "EUR", "reported_in": "USD",
+            "positions": 1, "gross_realized": "0", "fees": "0.275", "net_realized": "-0.275",
+            "unrealized": "0", "fx": "3.15", "total": "2.875", "mark_source": "last-trade",
+            "oldest_mark_at": "2026-03-02T10:00:00Z", "oldest_rate_on": "2026-03-05",
+        },
+    ]  # fmt: skip
+    (both,) = json.loads(
+        run(filled, "pnl", *into, "--by", "symbol", "--symbol", "AAPL", cwd=tmp_path)[0]
+    )
+    assert (both["positions"], both["total"], both["fx"]) == (2, "252.875", "3.15")
+    assert "currency" not in both
+    by = ("--day", "2026-03-02", "--previous", "2026-02-01", "--book", "FX")
+    (day,) = json.loads(run(filled, "pnl", *into, *by, cwd=tmp_path)[0])
+    assert day == {
+        "book": "FX", "symbol": "AAPL", "currency": "EUR", "reported_in": "USD", "trades": 1,
+        "before": "0", "new_trades": "0", "price": "0", "fx": "0", "fees": "-0.275",
+        "change": "-0.275", "after": "-0.275", "first_mark": None, "first_mark_at": None,
+        "mark": "7", "mark_at": "2026-03-02T10:00:00Z",
+        "first_rate": None, "first_rate_on": None, "first_rate_source": None,
+        "rate": "1.1", "rate_on": "2026-03-02", "rate_source": "ECB",
+    }  # fmt: skip
+    (tmp_path / "rates.csv").write_text("date,currency,rate\n2026-03-03,EUR,1.10\n")
+    *_, foreign = json.loads(run(filled, "pnl", *into, "--by", "book", cwd=tmp_path)[0])
+    assert (foreign["book"], foreign["total"], foreign["positions"]) == ("FX", None, 1)
+
+
+def test_rates_that_are_wrong_are_told(filled: str, tmp_path: Path) -> None:
+    """With their lines, before anything is asked of the database; and exit code 2."""
+    (tmp_path / "rates.csv").write_text(f"{RATES}2026-03-06,EUR,cheap,\n")
+    for more, said in (
+        (("--in", "USD"), "--in and --rates go together"),
+        (("--rates", "rates.csv"), "--in and --rates go together"),
+        (("--in", "USD", "--rates", "none.csv"), "none.csv: cannot be read"),
+        (("--in", "USD", "--rates", "rates.csv"), "rates.csv: line 6: rate: bad character"),
+    ):
+        _, errors = run(filled, "pnl", *more, exit_code=2, cwd=tmp_path)
+        assert said in errors, errors
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -98,6 +98,25 @@ async def test_days_after_it_are_explained_as_before(database: Database) -> None
     assert (await day_of(database, 1))["None|AAPL"] is None
 
 
+async def test_what_needs_every_fill_knows_of_those_that_are_gone(database: Database) -> None:
+    """A position says so whether or not it has others left; also where the end is before them."""
+    await book(database.ledger(), HISTORY)
+    async with open_reader(database.url) as reader:
+        before = [one async for one in reader.fills(Filters())]
+    assert [(one.book, one.symbol, one.is_pruned) for one in before] == [
+        (None, "AAPL", False), ("B", "OLD", False),
+    ]  # fmt: skip
+    assert [fill.trade_id for fill in before[0].fills] == ["A", "BB", "LATE", "C", "D"]
+    await prune(database)
+    async with open_reader(database.url) as reader:
+        found = [one async for one in reader.fills(Filters())]
+        early = [one async for one in reader.fills(Filters(symbol="AAPL"), until_ns=MARCH_2)]
+    assert [([fill.trade_id for fill in one.fills], one.is_pruned) for one in found] == [
+        (["C", "D"], True), ([], True),
+    ]  # fmt: skip
+    assert [(one.fills, one.is_pruned) for one in early] == [([], True)]
+
+
 async def test_a_trade_that_is_gone_is_a_new_one(database: Database) -> None:
     """Its id is forgotten with it; those that stay are known."""
     await book(database.ledger(), HISTORY)

@@ -249,6 +249,31 @@ async def test_a_day_is_explained_as_from_every_single_fill(
     )
 
 
+async def test_fills_are_those_that_count_in_the_order_of_execution(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By position, with every digit; over pieces of an answer too."""
+    monkeypatch.setattr("app.stores.ledger_queries.PIECE_ROWS", 2)
+    late = trade("T0", "SELL", "1.5", "9.00000001", timestamp="2026-02-28T00:00:00Z",
+                 fees=[{"amount": "-0.125"}], book="EQ")  # fmt: skip
+    future = trade("T4", "BUY", "3", "7", book="FX", currency="EUR", contract_multiplier="50")
+    history = [EVENTS[0], future, EVENTS[1], late]
+    await book(database.ledger(), history)
+    async with open_reader(database.url) as reader:
+        found = [one async for one in reader.fills(Filters())]
+        some = [one async for one in reader.fills(Filters(book="EQ"), until_ns=DAY.first_close_ns)]
+    offsets = {"EQ": (3, 0, 2), "FX": (1,)}
+    assert [(one.book, one.currency) for one in found] == [("EQ", "USD"), ("FX", "EUR")]
+    for one in found:
+        expected = []
+        for offset in offsets[one.book or ""]:
+            event = history[offset]
+            assert isinstance(event, dict)
+            expected.append(fill_of(event, offset))
+        assert one.fills == expected
+    assert [[fill.trade_id for fill in one.fills] for one in some] == [["T0", "T1"]]
+
+
 async def test_a_day_takes_filters(filled: Database) -> None:
     """Of book and symbol; what was executed after its end is not part of it."""
     async with open_reader(filled.url) as reader:
