@@ -71,7 +71,7 @@ test)
     if [ $# -eq 0 ]; then
         .venv/bin/python -m coverage report --fail-under=90 --skip-covered
         .venv/bin/python -m coverage report --fail-under=100 \
-            --include="app/models.py,app/money.py,app/pnl.py,app/services.py,app/codec.py"
+            --include="app/models.py,app/money.py,app/pnl/*.py,app/services.py,app/codec.py"
     fi
     ;;
 check)

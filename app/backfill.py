@@ -19,7 +19,7 @@ from app.dedupe import DedupeWindow
 from app.errors import LedgerError, OffsetGapError
 from app.ledger_codec import LedgerRows
 from app.models import Position
-from app.pnl import Holding
+from app.pnl.holding import Holding
 from app.ports import Ledger, LedgerWrite, LogReader, Record, RecordBatch
 from app.position_codec import decode_position_record, encode_position
 from app.reference import Reference

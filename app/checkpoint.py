@@ -23,11 +23,11 @@ from typing import Final
 import structlog
 
 from app.errors import OwnershipError, TransportError
-from app.fifo import FifoHolding
 from app.health import Health, Unready
 from app.ledger_codec import LedgerRows
 from app.models import Fate, LotChange, Position, Refusal
-from app.pnl import Holding
+from app.pnl.fifo import FifoHolding
+from app.pnl.holding import Holding
 from app.ports import (
     Ledger,
     LedgerWrite,

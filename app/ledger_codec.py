@@ -18,7 +18,6 @@ import msgspec
 
 from app.codec import PlainEvent
 from app.errors import InvalidTradeError
-from app.fills import Correction, Fill
 from app.models import (
     Action,
     CostMethod,
@@ -31,6 +30,7 @@ from app.models import (
     TradeEvent,
 )
 from app.money import format_scaled, parse_amount, parse_scaled
+from app.pnl.fills import Correction, Fill
 from app.ports import Headers, ParkedRecord
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
 from app.validation import CheckedTrade

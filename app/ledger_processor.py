@@ -19,11 +19,11 @@ from app.approved import NOTHING
 from app.codec import PlainEvent, decode_event
 from app.dedupe import LedgerIdentity
 from app.errors import InvalidTradeError, RecordError
-from app.fifo import NO_LOTS, FifoHolding
-from app.fills import Correction, Fill, method_of, removed, replaced, replay
 from app.models import Action, CostMethod, Fate, NumberedLots, Position, TradeEvent, position_key
 from app.parking import Parking, Waiting
-from app.pnl import Holding
+from app.pnl.fifo import NO_LOTS, FifoHolding
+from app.pnl.fills import Correction, Fill, method_of, removed, replaced, replay
+from app.pnl.holding import Holding
 from app.ports import ParkedRecord, RecordBatch, StoredTrade
 from app.reference import Reference
 from app.services import BatchResult, Incoming, Settled, TradeProcessor, refusal_of

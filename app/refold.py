@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import structlog
 
 from app.errors import InvalidTradeError, OffsetGapError, TransportError
-from app.fifo import FifoHolding
-from app.fills import HOLDINGS, method_of, replay
 from app.ledger_codec import read_fills
 from app.models import CostMethod, NumberedLots, Position
-from app.pnl import Holding
+from app.pnl.fifo import FifoHolding
+from app.pnl.fills import HOLDINGS, method_of, replay
+from app.pnl.holding import Holding
 from app.ports import Ledger, LedgerWrite
 
 log = structlog.get_logger(__name__)

@@ -18,7 +18,6 @@ from app.codec import (
 )
 from app.dedupe import DedupeWindow, Identity
 from app.errors import DecodeError, DoubtfulTradeError, InvalidTradeError, RecordError
-from app.fills import Correction
 from app.headers import Origin, origin_of, size_of
 from app.ledger_codec import LedgerRows
 from app.models import (
@@ -31,7 +30,8 @@ from app.models import (
     position_key,
 )
 from app.money import ONE_E8, to_decimal
-from app.pnl import Holding
+from app.pnl.fills import Correction
+from app.pnl.holding import Holding
 from app.ports import Headers, ParkedRecord, Record, RecordBatch
 from app.reference import Reference
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, MAX_NS, NS_PER_MS, utc_ns

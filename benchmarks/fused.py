@@ -11,7 +11,7 @@ import msgspec
 from app.codec import FullEvent
 from app.models import Position
 from app.money import ONE_E8, parse_amount
-from app.pnl import Holding
+from app.pnl.holding import Holding
 from app.timestamps import parse_timestamp
 
 _decode = msgspec.json.Decoder(FullEvent).decode

@@ -35,12 +35,12 @@ _ZSTD: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A record whose append time is all that is asked of it."""
+    """A record as the broker gives it; the values of a batch are asked of it as a whole."""
 
-    timestamp: int
+    value: bytes
+    timestamp: int = _START_NS // 1_000_000
     offset: int = 0
     key: bytes | None = None
-    value: bytes | None = None
     headers: Sequence[tuple[str, bytes | None]] = ()
 
 
@@ -58,7 +58,7 @@ def pipeline() -> Callable[[], None]:
     values = [value for _, value in bodies()]
     processor = TradeProcessor(dedupe_window=Settings().dedupe_window)
     offset = count(0, RECORDS)
-    records = [_Stored(_START_NS // 1_000_000)] * _CHUNK
+    records = list(map(_Stored, values))
 
     def run() -> None:
         base = next(offset)
@@ -67,7 +67,9 @@ def pipeline() -> Callable[[], None]:
             offsets = range(first, first + _CHUNK)
             chunk = values[start : start + _CHUNK]
             result = processor.process_batch(
-                RecordBatch(0, 1, records, chunk, offsets, {}, first + _CHUNK)
+                RecordBatch(
+                    0, 1, records[start : start + _CHUNK], chunk, offsets, {}, first + _CHUNK
+                )
             )
             assert result.fates[Fate.BOOKED] == _CHUNK
 
@@ -129,9 +131,8 @@ def positions() -> Callable[[], None]:
     """From a holding to the record of its position; counted for each position, not each trade."""
     processor = TradeProcessor()
     values = [value for _, value in bodies()]
-    records = [_Stored(_START_NS // 1_000_000)] * RECORDS
     result = processor.process_batch(
-        RecordBatch(0, 1, records, values, range(RECORDS), {}, RECORDS)
+        RecordBatch(0, 1, list(map(_Stored, values)), values, range(RECORDS), {}, RECORDS)
     )
     holdings = (result.touched * RECORDS)[:RECORDS]
 

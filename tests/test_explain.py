@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.explain import Close, Explanation, combined, explain, shown
-from app.fills import Fill, removed, replaced
 from app.models import CostMethod
 from app.money import ONE_E8
-from app.valuation import Mark, convert
+from app.pnl.explain import Close, Explanation, combined, explain, shown
+from app.pnl.fills import Fill, removed, replaced
+from app.pnl.valuation import Mark, convert
 from tests.worked_cases import (
     DAY_NS,
     START_NS,

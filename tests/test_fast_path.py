@@ -21,7 +21,7 @@ from app.errors import InvalidTradeError
 from app.headers import Origin
 from app.models import Position, TradeEvent
 from app.money import ONE_E8
-from app.pnl import Holding
+from app.pnl.holding import Holding
 from app.ports import Headers, RecordBatch
 from app.reference import BookTable, InstrumentTable, LimitsTable, Reference
 from app.services import BatchResult, TradeProcessor

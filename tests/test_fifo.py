@@ -10,11 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.fifo import E8_TO_E24, ClosedLot, FifoHolding
-from app.fills import Fill, add, empty_holding
 from app.models import CostMethod, Lot, LotChange, NumberedLots, Position
 from app.money import ONE_E8
-from app.pnl import Holding
+from app.pnl.fifo import E8_TO_E24, ClosedLot, FifoHolding
+from app.pnl.fills import Fill, add, empty_holding
+from app.pnl.holding import Holding
 from tests.worked_cases import (
     CASES,
     E24,

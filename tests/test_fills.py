@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.errors import InvalidTradeError
-from app.fifo import FifoHolding
-from app.fills import Correction, Fill, add, empty_holding, in_order, removed, replaced, replay
 from app.models import Action, CostMethod, Position
 from app.money import ONE_E8
-from app.pnl import Holding
+from app.pnl.fifo import FifoHolding
+from app.pnl.fills import Correction, Fill, add, empty_holding, in_order, removed, replaced, replay
+from app.pnl.holding import Holding
 from app.verdicts import KnownTrade, LifeEvent, Parked, Verdict, applied, judge, release
 from tests.worked_cases import E24, e8, fees, fill, fills_of, histories, prices, quantities
 

@@ -14,12 +14,12 @@ from app import ledger_processor, parking, services
 from app.checkpoint import PartitionEffects
 from app.codec import MAX_COMMON_BYTES, read_plain
 from app.errors import InvalidTradeError
-from app.fifo import FifoHolding
-from app.fills import method_of, replay
 from app.ledger_codec import position_line, read_fills
 from app.ledger_processor import LedgerProcessor
 from app.memory_io import MemoryDatabase, MemoryLedger
 from app.models import CostMethod, Fate, Position
+from app.pnl.fifo import FifoHolding
+from app.pnl.fills import method_of, replay
 from app.ports import Ledger, LedgerWrite, ParkedRecord, RecordBatch
 from app.services import BatchResult
 from app.timestamps import NS_PER_S

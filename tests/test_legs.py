@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 
 from app.errors import InvalidTradeError
-from app.fifo import E8_TO_E24
-from app.fills import Fill, replay
-from app.legs import Leg, legs
 from app.models import CostMethod, Position
 from app.money import ONE_E8
+from app.pnl.fifo import E8_TO_E24
+from app.pnl.fills import Fill, replay
+from app.pnl.legs import Leg, legs
 from tests.worked_cases import CASES, UNIT, e8, fill, fills_of, histories
 
 BOTH = pytest.mark.parametrize("method", CostMethod)

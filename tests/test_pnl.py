@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from app.models import Fee, Position, TradeEvent
 from app.money import LIMIT_E8, ONE_E8, parse_amount
-from app.pnl import Holding
+from app.pnl.holding import Holding
 from app.services import TradeProcessor
 from tests.fuzz.money import AverageCost
 

@@ -22,10 +22,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from app.fills import Fill, replay
-from app.legs import Closing, legs
 from app.models import CostMethod, Position
 from app.money import ONE_E8, to_decimal
+from app.pnl.fills import Fill, replay
+from app.pnl.legs import Closing, legs
 from tests.worked_cases import CASES, DAY_NS, START_NS, UNIT, fills_of
 
 LONG_ONLY = ("A fees, ends flat", "B partial close")

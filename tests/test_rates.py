@@ -3,9 +3,9 @@
 import pytest
 
 from app.errors import ConfigError
-from app.fills import Fill
 from app.money import ONE_E8
-from app.rates import Rates, parse_rates
+from app.pnl.fills import Fill
+from app.pnl.rates import Rates, parse_rates
 from app.timestamps import parse_timestamp
 
 LINES = """date,currency,rate,source

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.daily_pnl import Day
-from app.fills import Fill
 from app.models import CostMethod
 from app.money import format_scaled
-from app.rates import Rates, parse_rates
-from app.reported_pnl import PositionFills, convert_position, explain_position
+from app.pnl.daily import Day
+from app.pnl.fills import Fill
+from app.pnl.rates import Rates, parse_rates
+from app.pnl.reported import PositionFills, convert_position, explain_position
 from tests.worked_cases import DAY_NS, START_NS, fills_of, histories
 
 E32 = 10**32

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.fills import Fill, replay
 from app.models import CostMethod, Position
-from app.valuation import LAST_TRADE, Converted, Mark, convert, last_trade, value
+from app.pnl.fills import Fill, replay
+from app.pnl.valuation import LAST_TRADE, Converted, Mark, convert, last_trade, value
 from tests.worked_cases import (
     CASES,
     E24,

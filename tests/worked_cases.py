@@ -6,8 +6,8 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from app.fills import Fill
 from app.money import LIMIT_E8, ONE_E8, parse_amount
+from app.pnl.fills import Fill
 
 E24 = 10**24
 UNIT = Fraction(1, E24)

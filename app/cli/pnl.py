@@ -23,16 +23,16 @@ from app.cli.ledger_output import (
     print_from_ledger,
     rows_asked,
 )
-from app.daily_pnl import Day, Explained, explain_activity, summed
 from app.errors import ConfigError
-from app.fills import method_of
 from app.money import to_decimal
-from app.rates import Rates, parse_rates
-from app.reported_pnl import Reported, convert_position, explain_position
+from app.pnl.daily import Day, Explained, explain_activity, summed
+from app.pnl.fills import method_of
+from app.pnl.rates import Rates, parse_rates
+from app.pnl.reported import Reported, convert_position, explain_position
+from app.pnl.valuation import LAST_TRADE, Mark, combined
 from app.stores.ledger_queries import PNL_GROUPS, Filters, LedgerReader
 from app.tabular import Row
 from app.timestamps import format_timestamp
-from app.valuation import LAST_TRADE, Mark, combined
 
 _E32: Final = 32
 _CONVERTED: Final = ("gross_realized", "fees", "net_realized", "unrealized", "fx", "total")

@@ -13,18 +13,18 @@ from typing import Any, Final
 
 import asyncpg
 
-from app.daily_pnl import Activity, Day
-from app.fills import Fill
 from app.ledger_codec import POSITION_COLUMNS, read_position
 from app.models import Position
 from app.money import parse_scaled
-from app.reported_pnl import PositionFills
+from app.pnl.daily import Activity, Day
+from app.pnl.fills import Fill
+from app.pnl.reported import PositionFills
+from app.pnl.valuation import LAST_TRADE, Mark
 from app.stores.migrate import Connection
 from app.stores.postgres import (
     _explained,  # what the driver raises is explained in one place
 )
 from app.tabular import plain
-from app.valuation import LAST_TRADE, Mark
 
 PIECE_ROWS: Final = 2_000
 _CONNECT_TIMEOUT_S: Final = 10.0

@@ -14,15 +14,16 @@ import asyncpg
 from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
-from app import fills, ledger_processor
+from app import ledger_processor
 from app.config import Settings
 from app.consumer import TradeConsumer
 from app.errors import UnreadableError
-from app.fills import Fill
 from app.kafka_io.batch_consumer import KafkaSource
 from app.kafka_io.publisher import KafkaPublisher
 from app.ledger_processor import LedgerProcessor
-from app.pnl import Holding
+from app.pnl import fills
+from app.pnl.fills import Fill
+from app.pnl.holding import Holding
 from app.ports import (
     Assignment,
     BeforeCommit,

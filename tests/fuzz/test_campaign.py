@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.models import Refusal
-from app.pnl import Holding
+from app.pnl.holding import Holding
 from app.ports import RecordBatch
 from app.services import BatchResult, TradeProcessor
 from tests.fuzz import campaign as campaigns

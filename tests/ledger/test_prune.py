@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.daily_pnl import Day, explain_day
+from app.pnl.daily import Day, explain_day
 from app.stores.ledger_queries import Filters, open_pruner, open_reader
 from app.timestamps import parse_timestamp
 from tests.contract.postgres import Database

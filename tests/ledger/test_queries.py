@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.daily_pnl import Day, explain_day
 from app.errors import LedgerError
-from app.explain import Close, explain
-from app.fills import Fill
 from app.money import ONE_E8
+from app.pnl.daily import Day, explain_day
+from app.pnl.explain import Close, explain
+from app.pnl.fills import Fill
+from app.pnl.valuation import Mark
 from app.stores.ledger_queries import Filters, open_reader
 from app.timestamps import parse_timestamp
-from app.valuation import Mark
 from tests.contract.postgres import Database
 from tests.ledger.filling import book, trade
 

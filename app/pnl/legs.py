@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from app.fifo import E8_TO_E24, ClosedLot, FifoHolding, share
-from app.fills import Fill, add, check_multiplier, empty_holding, in_order
 from app.models import CostMethod, Position
-from app.pnl import Holding
+from app.pnl.fifo import E8_TO_E24, ClosedLot, FifoHolding, share
+from app.pnl.fills import Fill, add, check_multiplier, empty_holding, in_order
+from app.pnl.holding import Holding
 
 
 class Closing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -85,7 +85,7 @@ def legs(fills: Iterable[Fill], method: CostMethod = CostMethod.AVERAGE) -> list
         method: How costs are kept.
 
     Raises:
-        InvalidTradeError: `multiplier-differs-from-position`, as in `app.fills.add`.
+        InvalidTradeError: `multiplier-differs-from-position`, as in `app.pnl.fills.add`.
     """
     holding = empty_holding(method, Position(None, ""))
     done: list[Leg] = []

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from app.fifo import E8_TO_E24
-from app.fills import Fill
 from app.money import divide_half_even, to_decimal
-from app.valuation import Mark, paid_e24
+from app.pnl.fifo import E8_TO_E24
+from app.pnl.fills import Fill
+from app.pnl.valuation import Mark, paid_e24
 
 _E32: Final = 32
 

@@ -14,10 +14,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from app.errors import ConfigError
-from app.fills import Fill
 from app.money import ONE_E8, AmountError, parse_amount
+from app.pnl.fills import Fill
+from app.pnl.valuation import Mark
 from app.timestamps import NS_PER_S
-from app.valuation import Mark
 
 STATED: Final = "stated"
 """Source of a rate whose line names none."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-from app.explain import Close, Explanation, combined, explain
-from app.fills import Fill
 from app.money import ONE_E8
+from app.pnl.explain import Close, Explanation, combined, explain
+from app.pnl.fills import Fill
+from app.pnl.valuation import LAST_TRADE, Mark
 from app.timestamps import NS_PER_S
-from app.valuation import LAST_TRADE, Mark
 
 _SAME_CURRENCY: Final = Mark(ONE_E8, 0, LAST_TRADE)
 

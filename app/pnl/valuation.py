@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
-from app.fifo import E8_TO_E24
-from app.fills import Fill, add, empty_holding, in_order
 from app.models import CostMethod, Position
+from app.pnl.fifo import E8_TO_E24
+from app.pnl.fills import Fill, add, empty_holding, in_order
 
 LAST_TRADE: Final = "last-trade"
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from app.models import CostMethod, Lot, LotChange, NumberedLots, Position
 from app.money import ONE_E8, divide_half_even
-from app.pnl import Holding
+from app.pnl.holding import Holding
 
 E8_TO_E24: Final = 10**16
 

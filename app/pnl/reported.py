@@ -6,13 +6,13 @@ What a day comes to is explained as in `daily_pnl`: by the trades that are known
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.daily_pnl import Day, Explained
 from app.errors import InvalidTradeError
-from app.explain import Close, explain
-from app.fills import Fill
 from app.models import CostMethod
-from app.rates import Rates
-from app.valuation import LAST_TRADE, Converted, Mark, convert
+from app.pnl.daily import Day, Explained
+from app.pnl.explain import Close, explain
+from app.pnl.fills import Fill
+from app.pnl.rates import Rates
+from app.pnl.valuation import LAST_TRADE, Converted, Mark, convert
 
 
 @dataclass(slots=True)

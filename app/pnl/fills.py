@@ -12,10 +12,10 @@ import msgspec
 from msgspec.structs import replace
 
 from app.errors import InvalidTradeError
-from app.fifo import FifoHolding
 from app.models import CostMethod, Position
 from app.money import ONE_E8
-from app.pnl import Holding
+from app.pnl.fifo import FifoHolding
+from app.pnl.holding import Holding
 
 ALL_BOOKS: Final = "*"
 HOLDINGS: Final[dict[CostMethod, type[Holding]]] = {

@@ -1,0 +1,1 @@
+"""Positions and PnL: pure arithmetic on scaled integers, of one position at a time."""
