@@ -28,28 +28,22 @@ import structlog
 import typer
 
 from app.checkpointer import EFFECTS_A_FLUSH, FINISH_TIMEOUT_S, Checkpointer
+from app.collector import Collector
 from app.config import Settings
-from app.dead_letters import dead_letter
 from app.errors import OffsetGapError, StalledError, TransportError, UnreadableError
-from app.headers import Origin
 from app.health import Health, Unready
 from app.inquiry import Inquiry
 from app.kafka_io.connect import open_publisher, open_source
 from app.kafka_io.log_reader import KafkaLogReader
 from app.ledger import open_ledger_of
-from app.ledger_codec import LedgerRows
 from app.ledger_processor import LedgerProcessor
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
 from app.metrics import ConsumerCounts, ConsumerMetrics
-from app.models import Fate, Refusal
 from app.monitor import monitored
 from app.ports import (
     Ledger,
-    OutgoingRecord,
-    ParkedRecord,
     Publisher,
-    Record,
     RecordBatch,
     RecordSource,
 )
@@ -124,7 +118,6 @@ class TradeConsumer:
             )
         )
         self._reference_file = reference_file
-        self._partition_of = partition_of
         self._settings = settings
         self._now_ns = now_ns
         self._monotonic = monotonic
@@ -140,6 +133,9 @@ class TradeConsumer:
             monotonic=monotonic,
         )
         self.stats = ConsumerStats()
+        self._collector = Collector(
+            settings=settings, stats=self.stats, partition_of=partition_of, now_ns=now_ns
+        )
         self._health = health or Health()
         self._metrics = metrics or ConsumerMetrics(topic=settings.kafka_topic)
         self._epoch = 0
@@ -330,7 +326,7 @@ class TradeConsumer:
             if partition.breaker.note(count, refused):
                 await self._hold_back(partition, result)
                 return
-            self._collect(partition, chunk, result, count)
+            self._collector.collect(partition, chunk, result, count=count)
             await asyncio.sleep(0)  # heartbeats, fetches and sends share this loop
             if batch.epoch != self._source.assignment.epoch or self._has_to_finish():
                 return
@@ -370,34 +366,6 @@ class TradeConsumer:
                 " cause and start again, or let them become dead letters: DLQ_BREAKER_SHARE=1",
             )
 
-    def _collect(
-        self, partition: OpenPartition, batch: RecordBatch, result: BatchResult, count: int
-    ) -> None:
-        effects = partition.effects
-        if result.refusals or result.misplaced:
-            self._collect_sends(partition, batch, result)
-        if result.rows is not None:
-            for refusal in result.refusals:
-                result.rows.add_refusal(batch.offsets[refusal.index], refusal)
-            effects.add_rows(result.rows)
-        if result.late_refusals:
-            self._collect_late(partition, result.late_refusals)
-        if result.touched:
-            effects.touched |= dict.fromkeys(result.touched)
-        for fate, records in result.fates.items():
-            effects.fates[fate] += records
-        partition.consumed_records += count
-        self.stats.consumed_records += len(batch.offsets)
-        self.stats.uncounted_records += len(batch.offsets) - count
-        effects.published_at += result.published_at
-        if result.suspects:
-            self.stats.suspects.update(result.suspects)
-        self.stats.unknown_fields += result.unknown_fields
-        self.stats.already_applied += result.already_applied
-        self.stats.repaired += result.repaired
-        partition.next_offset = batch.next_offset
-        partition.is_settled = False
-
     def _give_up_waiting(self) -> None:
         """Refuse the parked records that have waited for too long."""
         if self._is_paused:
@@ -417,68 +385,7 @@ class TradeConsumer:
             )
             at_most = self._settings.consumer_chunk_records
             if late := processor.overdue(reached_ns, at_most=at_most):
-                self._collect_late(partition, late)
-
-    def _collect_late(self, partition: OpenPartition, records: Sequence[ParkedRecord]) -> None:
-        refusals = {r.offset: r.refusal for r in records if r.refusal is not None}
-        rows = LedgerRows(partition.number, self._settings.defaults_currency, refused=refusals)
-        partition.effects.add_rows(rows)
-        partition.effects.add_late_sends(
-            {
-                record.offset: self._dead_letter(
-                    partition.number, record, refusals[record.offset], parked_ns=record.parked_ns
-                )
-                for record in records
-            }
-        )
-        partition.effects.note_refusals(refusals.values())
-        partition.is_settled = False
-
-    def _dead_letter(
-        self, partition: int, record: Record, refusal: Refusal, *, parked_ns: int | None = None
-    ) -> OutgoingRecord:
-        return dead_letter(
-            record,
-            refusal,
-            topic=self._settings.dlq_topic,
-            source_topic=self._settings.kafka_topic,
-            source_partition=partition,
-            group=self._settings.kafka_group_id,
-            failed_at_ns=self._now_ns(),
-            parked_ns=parked_ns,
-        )
-
-    def _collect_sends(
-        self, partition: OpenPartition, batch: RecordBatch, result: BatchResult
-    ) -> None:
-        effects = partition.effects
-        sends: list[tuple[int, OutgoingRecord]] = [
-            (
-                refusal.index,
-                self._dead_letter(partition.number, batch.records[refusal.index], refusal),
-            )
-            for refusal in result.refusals
-        ]
-        sends += [
-            (index, self._rekeyed(partition.number, batch, index, key))
-            for index, key in result.misplaced
-        ]
-        effects.add_sends([record for _, record in sorted(sends, key=lambda send: send[0])])
-        effects.fates[Fate.REKEYED] += len(result.misplaced)
-        effects.note_refusals(result.refusals)
-
-    def _rekeyed(self, partition: int, batch: RecordBatch, index: int, key: str) -> OutgoingRecord:
-        record = batch.records[index]
-        origin = Origin(self._settings.kafka_topic, partition, record.offset)
-        encoded = key.encode()
-        return OutgoingRecord(
-            topic=self._settings.kafka_topic,
-            key=encoded,
-            value=record.value,
-            headers=[*record.headers, origin.to_header()],
-            partition=self._partition_of(encoded),
-            timestamp_ms=record.timestamp,
-        )
+                self._collector.collect_late(partition, late)
 
     async def _bound_work_in_flight(self) -> None:
         """Hold the partitions while too much waits for acknowledgement: no unbounded growth."""
