@@ -102,7 +102,6 @@ class Inquiry:
         except TimeoutError as exc:
             raise TransportError("the ledger has not answered in time") from exc
         finally:
-            if not asking.done():
-                asking.cancel()
-                await asyncio.wait([asking])
+            asking.cancel()  # nothing to one that has ended
+            await asyncio.gather(asking, return_exceptions=True)  # an error of it is told once
         return asking.result()

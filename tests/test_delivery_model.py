@@ -718,6 +718,8 @@ class LedgerModel(DeliveryModel):
     async def _come_to_rest(self) -> None:
         """Come to rest with what still waits, and then without it."""
         await super()._come_to_rest()
+        # What was given up leaves once its dead letter is there, by the flush after it.
+        await until(lambda: not self._given_up() and self._is_at_rest())
         fates, _ = self._expected()
         assert self.database.parked.keys() == {p for p, fate in fates.items() if fate == "waits"}
         (worker,) = self.workers
@@ -752,7 +754,7 @@ class LedgerModel(DeliveryModel):
         waiting: dict[str, dict[Place, dict[str, Any]]] = defaultdict(dict)
         letters = self.database.dead_letters.items()
         given_up = {place for place, row in letters if row["reason"] in GIVEN_UP}
-        given_up |= {p for p, row in self.database.parked.items() if row["reason"] in GIVEN_UP}
+        given_up |= self._given_up()
         for partition in range(PARTITIONS):
             for record in self.world.broker.records(TRADES, partition):
                 place = partition, record.offset
@@ -778,6 +780,9 @@ class LedgerModel(DeliveryModel):
                         versions.append(self._content(row))
                         books.apply(row, due[1])
         return fates, books
+
+    def _given_up(self) -> set[Place]:
+        return {p for p, row in self.database.parked.items() if row["reason"] in GIVEN_UP}
 
     def _due(
         self, versions: list[tuple[Any, ...]], waits: Mapping[Place, dict[str, Any]]

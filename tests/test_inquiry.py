@@ -1,11 +1,13 @@
 """The ledger is asked as little as can be, and no trade is booked twice for it."""
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from app.errors import TransportError
 from app.memory_io import Fault, MemoryDatabase, MemoryLedger
 from app.models import Fate
 from app.ports import StoredTrade
@@ -219,6 +221,36 @@ async def test_a_stop_does_not_wait_for_a_silent_ledger(*, is_changed: bool) -> 
     await worker.finish()
     assert asyncio.get_running_loop().time() - began_s < 5
     assert desk.world.committed[0] == 200
+
+
+class RefusingLedger(SilentLedger):
+    """Answers who gives up with an error of its own, as drivers do that cannot cancel."""
+
+    async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
+        """Break down when nobody waits any more."""
+        try:
+            return await super().find(trade_ids)
+        except asyncio.CancelledError:
+            raise TransportError("the connection is gone") from None
+
+
+@virtual_time
+async def test_an_error_that_nobody_waits_for_any_more_is_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not left for the event loop to complain about."""
+    desk = Desk()
+    await desk.begin()
+    await desk.stop()
+    silent = RefusingLedger(desk.database)
+    worker = desk.world.worker(on=silent)
+    await worker.start()
+    await until(lambda: len(worker.consumer._open) == 2)
+    desk.world.broker.append(TRADES, trades(range(200, 201))[0], partition=0)
+    await until(lambda: silent.is_waited_for)
+    await worker.finish()
+    gc.collect()
+    assert "asyncio" not in {record.name for record in caplog.records}
 
 
 @pytest.mark.parametrize("is_stopped", [True, False])
