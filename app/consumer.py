@@ -276,7 +276,11 @@ class TradeConsumer:
     async def _process_all(self, batches: Sequence[RecordBatch]) -> None:
         try:
             for batch in batches:
-                await self._process(batch)
+                try:
+                    await self._process(batch)
+                except OffsetGapError as exc:  # what the ledger has of a position makes no sense
+                    await self._finish()  # what is processed already must not wait for a person
+                    self._stop_partition(batch.partition, str(exc))
             if self._has_to_finish():
                 self._seek_all()  # the rest comes again
             self._health.clear(Unready.LEDGER)

@@ -66,6 +66,7 @@ class Inquiry:
         Raises:
             TransportError: The ledger is away, or has not answered when it is time to go; nothing
                 has changed.
+            OffsetGapError: The past of a position in the ledger makes no sense; likewise.
         """
         events = read_plain(batch.values, batch.headers)
         processor = partition.processor

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from app.codec import PlainEvent
-from app.errors import InvalidTradeError
+from app.errors import InvalidTradeError, OffsetGapError
 from app.models import (
     Action,
     CostMethod,
@@ -285,12 +285,19 @@ def read_fills(lines: Iterable[str]) -> list[Fill]:
 
     Args:
         lines: Of `HISTORY_COLUMNS`, by offset; an event that has waited stands before its NEW.
+
+    Raises:
+        OffsetGapError: A cancelled trade is not among them.
     """
     fills: dict[str, Fill] = {}
     for cells in sorted((line.split("\t") for line in lines), key=lambda cells: int(cells[1])):
         trade_id, _, action, time_ns, offset, side, quantity, price, multiplier, fee = cells
         if action == Action.CANCEL:
-            del fills[trade_id]
+            if fills.pop(trade_id, None) is None:
+                raise OffsetGapError(
+                    f"{trade_id} is cancelled in the ledger and was never booked there: somebody"
+                    " has changed the tables. Restore a backup of the ledger"
+                )
             continue
         quantity_e8 = parse_amount(quantity)[0]
         first = fills.get(trade_id)  # an amended fill keeps its place

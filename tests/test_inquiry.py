@@ -223,6 +223,26 @@ async def test_a_stop_does_not_wait_for_a_silent_ledger(*, is_changed: bool) -> 
     assert desk.world.committed[0] == 200
 
 
+@virtual_time
+async def test_a_past_that_makes_no_sense_stops_its_partition() -> None:
+    """Somebody has deleted a cancelled trade by hand: the position cannot be folded again."""
+    desk = Desk()
+    await desk.begin()
+    await desk.put(*trades(range(1), action="CANCEL", version=2))
+    await desk.stop()
+    del desk.database.trades[0, 0]
+    worker = desk.world.worker(on=desk.ledger)
+    await worker.start()
+    await desk.put(*trades(range(200, 201)))
+    (amend,) = trades(range(5, 6), action="AMEND", version=2)
+    desk.world.broker.append(TRADES, amend, partition=0)
+    await until(lambda: bool(worker.consumer.stats.stopped))
+    assert "T0 is cancelled in the ledger and was never" in worker.consumer.stats.stopped[0]
+    assert worker.consumer._open.keys() == {1}
+    await worker.finish()
+    assert desk.world.committed[0] == 202
+
+
 class RefusingLedger(SilentLedger):
     """Answers who gives up with an error of its own, as drivers do that cannot cancel."""
 
