@@ -72,7 +72,9 @@ class Inquiry:
         processor = partition.processor
         if not batch.values or not isinstance(processor, LedgerProcessor):
             return events
-        ids = trade_ids(batch.values, events)
+        is_in_doubt = batch.offsets[0] < self._doubtful.get(partition.number, 0)
+        # Of trades that all begin, and that nothing waits for, no id has to be looked at.
+        ids = trade_ids(batch.values, events) if is_in_doubt or processor.has_parked else []
         if keys := processor.missing_histories(batch, events, ids):
             await self._until_booked(partition)
             for key in keys:
@@ -80,7 +82,6 @@ class Inquiry:
                     self._ledger.history(partition.number, key), _HISTORY_TIMEOUT_S
                 )
                 processor.load_history(key, None if lines is None else read_fills(lines))
-        is_in_doubt = batch.offsets[0] < self._doubtful.get(partition.number, 0)
         sought = [*changed_ids(batch.values, events), *processor.awaited(ids)]
         if not is_in_doubt:
             ids = sought

@@ -14,10 +14,12 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
 from app.approved import WHOLE_UNITS
-from app.codec import decode_plain
+from app.codec import decode_plain, read_plain
 from app.config import Settings
 from app.kafka_io.options import MAX_BATCH_BYTES
 from app.kafka_io.raw_batches import RawBatch
+from app.ledger_codec import copy_text
+from app.ledger_processor import LedgerProcessor
 from app.models import Fate
 from app.ports import RecordBatch
 from app.position_codec import encode_position
@@ -72,6 +74,33 @@ def pipeline() -> Callable[[], None]:
                 )
             )
             assert result.fates[Fate.BOOKED] == _CHUNK
+
+    return run
+
+
+def ledger() -> Callable[[], None]:
+    """The same where there is a ledger: with the bytes that the database gets of each trade."""
+    values = [value for _, value in bodies()]
+    processor = LedgerProcessor(recent=Settings().dedupe_window)
+    offset = count(0, RECORDS)
+    records = list(map(_Stored, values))
+
+    def run() -> None:
+        base = next(offset)
+        lines = []
+        for start in range(0, RECORDS, _CHUNK):
+            first, stop = base + start, start + _CHUNK
+            offsets = range(first, first + _CHUNK)
+            batch = RecordBatch(
+                0, 1, records[start:stop], values[start:stop], offsets, {}, first + _CHUNK
+            )
+            events = processor.recall({}, read_plain(batch.values, batch.headers))
+            result = processor.process_batch(batch, events=events, now_ns=_START_NS)
+            assert result.fates[Fate.BOOKED] == _CHUNK
+            assert result.rows is not None
+            lines += result.rows.plain_trades
+            processor.window.settle()  # as a flush does
+        copy_text(lines)
 
     return run
 
@@ -145,6 +174,7 @@ def positions() -> Callable[[], None]:
 
 STAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "pipeline": pipeline,
+    "ledger": ledger,
     "fused": fused,
     "money": money,
     "batch": batch,
