@@ -184,7 +184,7 @@ async def _with_ledger(settings: Settings, say: Callable[[str], None]) -> Settin
         return settings
     if settings.database_url.get_secret_value() != EMBEDDED_DATABASE:
         return settings
-    url = await new_database(DEMO_DATABASE)
+    url = await new_database(DEMO_DATABASE, settings.identity)
     say(f"PostgreSQL is ready, with a new database {DEMO_DATABASE}")
     return settings.model_copy(update={"database_url": SecretStr(url)})
 

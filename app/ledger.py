@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
 
-from app.config import EMBEDDED_DATABASE, Settings
+from app.config import EMBEDDED_DATABASE, IdentityScope, Settings
 from app.embedded.postgres import EmbeddedPostgres, default_data_dir
 from app.errors import ConfigError, TransportError
 from app.kafka_io.connect import until_connected
@@ -14,7 +14,6 @@ from app.lifecycle import or_stopped
 from app.ports import Ledger, LedgerWrite
 from app.stores.backfill_ledger import BackfillLedger
 from app.stores.ledger_queries import LedgerReader, Pruner, open_pruner, open_reader
-from app.stores.migrate import Migration
 from app.stores.postgres import (
     LedgerSums,
     migrate_database,
@@ -42,12 +41,12 @@ async def database_url(settings: Settings) -> str:
     return postgres.url
 
 
-async def new_database(name: str) -> str:
+async def new_database(name: str, identity: IdentityScope) -> str:
     """Make a database of the embedded server anew, with the tables; give its address."""
     postgres = EmbeddedPostgres(default_data_dir())
     await asyncio.to_thread(postgres.start)
     await recreate_database(postgres.url, name)
-    await migrate_database(postgres.url_of(name))
+    await migrate_database(postgres.url_of(name), identity)
     return postgres.url_of(name)
 
 
@@ -57,14 +56,17 @@ async def read_sums(settings: Settings) -> LedgerSums:
         return await ledger.sums()
 
 
-async def migrate_ledger(settings: Settings) -> list[Migration]:
-    """Bring the database to the newest version of the tables; give the steps that it took.
+async def migrate_ledger(settings: Settings) -> list[str]:
+    """Bring the database to the newest version of the tables, kept with the IDENTITY that is set.
+
+    Returns:
+        What was done, a line each.
 
     Raises:
         LedgerError: It has taken other steps than ours.
         TransportError: It is away.
     """
-    return await migrate_database(await database_url(settings))
+    return await migrate_database(await database_url(settings), settings.identity, is_asked=True)
 
 
 async def group_offsets(settings: Settings) -> dict[int, int]:
@@ -114,7 +116,7 @@ async def open_ledger_of(
         return
     url = await database_url(settings)
     if settings.database_url.get_secret_value() == EMBEDDED_DATABASE:
-        await migrate_database(url)
+        await migrate_database(url, settings.identity)
     async with AsyncExitStack() as stack:
 
         async def connect() -> Ledger:
@@ -175,7 +177,7 @@ async def _opened(
     if settings.database_url is not None and (
         settings.database_url.get_secret_value() == EMBEDDED_DATABASE
     ):
-        await migrate_database(url)
+        await migrate_database(url, settings.identity)
     async with AsyncExitStack() as stack:
         yield await until_connected(
             lambda: stack.enter_async_context(open_(url)),

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from app.config import IdentityScope
 from app.embedded.postgres import EmbeddedPostgres
 from app.stores.postgres import migrate_database, recreate_database
 from benchmarks.arena import Arena
@@ -66,7 +67,7 @@ def _run(
         return arena.drain_together(contestant, backlog, members)
     asyncio.run(recreate_database(server.url, _DATABASE))
     url = server.url_of(_DATABASE)
-    asyncio.run(migrate_database(url))
+    asyncio.run(migrate_database(url, IdentityScope(contestant.env["IDENTITY"])))
     pid = server.status(probe=False).pid
     assert pid is not None
     before_s = _cpu_seconds(pid)

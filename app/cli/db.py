@@ -84,13 +84,13 @@ def status(
 def migrate() -> None:
     """Bring the database that DATABASE_URL names to the newest version of the tables.
 
-    The embedded one does that by itself.
+    The embedded one does that by itself. Where IDENTITY is set to another one than the ledger is
+    kept with, this changes it; stop its consumers first.
     """
     settings = start_up()
     if settings.database_url is None:
         raise ConfigError(["DATABASE_URL: must be set, to the database that is to be migrated"])
-    steps = asyncio.run(migrate_ledger(settings))
-    typer.echo("\n".join(f"took {step.name}" for step in steps) or "up to date")
+    typer.echo("\n".join(asyncio.run(migrate_ledger(settings))) or "up to date")
 
 
 @app.command()

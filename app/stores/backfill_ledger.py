@@ -5,12 +5,10 @@ another book. That is part of the positions by now, so it is stored as it was bo
 noted with the first event, which is what later ones are compared with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
-import asyncpg
-
-from app.ports import LedgerWrite
 from app.stores.migrate import Connection
 from app.stores.postgres import PostgresLedger
 
@@ -26,20 +24,11 @@ ON CONFLICT DO NOTHING
 class BackfillLedger(PostgresLedger):
     """A ledger that takes a trade twice, where it was booked twice; the ids of all are kept."""
 
-    def __init__(self, pool: asyncpg.Pool, *, notes_ids: bool) -> None:
-        super().__init__(pool, notes_ids=False)
-        self._keeps_ids = notes_ids
-
-    async def _store(self, connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:
-        await super()._store(connection, writes)
-        if not self._keeps_ids:
-            return
-        places = [
-            (trade_id, int(partition), int(offset))
-            for write in writes.values()
-            for lines in (write.plain_trades, write.trades)
-            for partition, offset, trade_id, *_ in (line.split("\t", 3) for line in lines)
-        ]
+    async def _note_ids(
+        self, connection: Connection, plain: Sequence[str], others: Sequence[str]
+    ) -> None:
+        cells = (line.split("\t", 3) for line in chain(plain, others))
+        places = [(trade_id, int(number), int(offset)) for number, offset, trade_id, _ in cells]
         if places:
             # Of an id that comes twice the first stays: in order of the log, not of the lines.
             places.sort(key=lambda place: place[1:])

@@ -49,7 +49,8 @@ from app.ports import (
     StoredTrade,
     nothing_before,
 )
-from app.stores.migrate import Connection, Migration, migrate, pending
+from app.stores.identity import keep_identity, kept_identity
+from app.stores.migrate import Connection, migrate, pending
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,8 @@ SELECT
     (SELECT coalesce(sum(total_pnl), 0) FROM position_list)
 """
 _LOCK: Final = """
-SELECT source_partition, owner, next_offset FROM source_partitions
+SELECT source_partition, owner, next_offset, (SELECT scope FROM identity_scope) AS scope
+FROM source_partitions
 WHERE source_partition = ANY($1::integer[]) ORDER BY source_partition FOR UPDATE
 """
 _MOVE_ON: Final = """
@@ -188,12 +190,13 @@ class PostgresLedger:
 
     Args:
         pool: Connections to the database.
-        notes_ids: Whether the ids of trades are kept, so that each is booked once for ever.
+        identity: Whether the ids of trades are noted, so that each is booked once for ever; the
+            ledger has to be kept by the same.
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, notes_ids: bool) -> None:
+    def __init__(self, pool: asyncpg.Pool, identity: IdentityScope = IdentityScope.FULL) -> None:
         self._pool = pool
-        self._notes_ids = notes_ids
+        self._identity = identity
         self._owner = uuid4()
 
     async def claim(self, partition: int) -> int | None:
@@ -248,6 +251,8 @@ class PostgresLedger:
         try:
             async with self._transaction() as connection:
                 rows = await connection.fetch(_LOCK, sorted(writes))
+                for row in rows:
+                    _check_identity(self._identity, row["scope"])
                 lost = _lost(rows, writes, self._owner)
                 held = {row["source_partition"]: row["next_offset"] for row in rows}
                 new = {
@@ -280,7 +285,7 @@ class PostgresLedger:
     ) -> list[int]:
         """Give the partitions where a trade was refused as a new one that is booked."""
         wanted = [trade_id for write in writes.values() for trade_id in write.refused_new]
-        if not wanted or not self._notes_ids:
+        if not wanted or self._identity is IdentityScope.WINDOW:
             return []
         booked = {row["trade_id"] for row in await connection.fetch(_BOOKED, wanted)}
         return [n for n, write in writes.items() if not booked.isdisjoint(write.refused_new)]
@@ -293,12 +298,8 @@ class PostgresLedger:
         letters = [line for write in writes.values() for line in write.dead_letters]
         await _copy(connection, "trades", PLAIN_TRADE_COLUMNS, plain)
         await _copy(connection, "trades", TRADE_COLUMNS, others)
-        if self._notes_ids:
-            # Sorted, so that neighbours in the index are written together.
-            versions = [_plain_version(line) for line in plain] + [
-                _version(line) for line in others
-            ]
-            await _copy(connection, "trade_versions", _VERSION_COLUMNS, sorted(versions))
+        if self._identity is IdentityScope.FULL:
+            await self._note_ids(connection, plain, others)
         corrections = [line for write in writes.values() for line in write.corrections]
         await _copy(connection, "corrections", CORRECTION_COLUMNS, corrections)
         await _copy(connection, "dead_letters", DEAD_LETTER_COLUMNS, letters)
@@ -313,6 +314,13 @@ class PostgresLedger:
             await _copy(connection, "staged_positions", POSITION_COLUMNS, positions)
             await connection.execute(_MERGE)
         await _store_lots(connection, writes)
+
+    async def _note_ids(
+        self, connection: Connection, plain: Sequence[str], others: Sequence[str]
+    ) -> None:
+        # Sorted, so that neighbours in the index are written together.
+        versions = sorted([*map(_plain_version, plain), *map(_version, others)])
+        await _copy(connection, "trade_versions", _VERSION_COLUMNS, versions)
 
     async def find(self, trade_ids: Sequence[str]) -> dict[str, StoredTrade]:
         """See `ports.Ledger`."""
@@ -467,17 +475,33 @@ async def open_ledger(
         with _explained():
             async with pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
                 await _check(connection, settings)
-        yield kind(pool, notes_ids=settings.identity is IdentityScope.FULL)
+        yield kind(pool, settings.identity)
     finally:
         await _close(pool)
 
 
-async def migrate_database(url: str) -> list[Migration]:
-    """Bring a database to the newest version of the tables; raises as `open_ledger`."""
+async def migrate_database(
+    url: str, identity: IdentityScope | None = None, *, is_asked: bool = False
+) -> list[str]:
+    """Bring a database to the newest version of the tables; raises as `open_ledger`.
+
+    Args:
+        url: Of the database.
+        identity: How the ledger is to be kept, if it has not begun yet; `None` leaves it as it is.
+        is_asked: Keep it so in any case.
+
+    Returns:
+        What was done, a line each.
+    """
     with _explained():
         connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
         try:
-            return await migrate(connection)
+            done = [f"took {step.name}" for step in await migrate(connection)]
+            if identity is not None:
+                async with connection.transaction():
+                    if await keep_identity(connection, identity, is_asked=is_asked):
+                        done.append(f"the ledger is kept with IDENTITY={identity} from now on")
+            return done
         finally:
             await connection.close(timeout=_CLOSE_TIMEOUT_S)
 
@@ -517,6 +541,7 @@ async def _check(connection: Connection, settings: Settings) -> None:
             f"the database lacks {', '.join(step.name for step in steps)}:"
             " run `trade-stream db migrate`"
         )
+    _check_identity(settings.identity, await kept_identity(connection))
     await connection.execute(_OWNER, settings.kafka_topic, settings.kafka_group_id)
     ((topic, group),) = await connection.fetch("SELECT topic, consumer_group FROM ledger")
     if (topic, group) != (settings.kafka_topic, settings.kafka_group_id):
@@ -524,6 +549,14 @@ async def _check(connection: Connection, settings: Settings) -> None:
             f"the database holds the ledger of group {group} and topic {topic}, not of"
             f" {settings.kafka_group_id} and {settings.kafka_topic}: set DATABASE_URL to a database"
             " of its own"
+        )
+
+
+def _check_identity(wanted: IdentityScope, kept: str) -> None:
+    if wanted != kept:
+        raise LedgerError(
+            f"the ledger is kept with IDENTITY={kept}, not {wanted}: set it so; or stop all"
+            f" consumers and run `trade-stream db migrate` with IDENTITY={wanted}, which changes it"
         )
 
 

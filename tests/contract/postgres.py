@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from app.config import IdentityScope
 from app.stores.migrate import migrate
-from app.stores.postgres import PostgresLedger, new_pool
+from app.stores.postgres import PostgresLedger, migrate_database, new_pool
 
 _names = itertools.count()
 
@@ -20,9 +21,13 @@ class Database:
         self.url = url
         self.pool = pool
 
-    def ledger(self, *, notes_ids: bool = True) -> PostgresLedger:
+    def ledger(self, identity: IdentityScope = IdentityScope.FULL) -> PostgresLedger:
         """Give one more process's way to it."""
-        return PostgresLedger(self.pool, notes_ids=notes_ids)
+        return PostgresLedger(self.pool, identity)
+
+    async def keep(self, identity: IdentityScope) -> None:
+        """Let it be kept by another identity."""
+        await migrate_database(self.url, identity, is_asked=True)
 
     async def trades(self) -> list[tuple[int, int, str]]:
         """Give partition, offset and id of every trade, sorted."""

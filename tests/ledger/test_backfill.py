@@ -97,7 +97,7 @@ async def test_the_positions_of_the_replay_are_those_of_the_topic(database: Data
     history(world)
     stats = await world.consume()
     letters = len(world.broker.records(DEAD_LETTERS))
-    done = await run(world, BackfillLedger(database.pool, notes_ids=True))
+    done = await run(world, BackfillLedger(database.pool))
     assert not differences(done)
     held = await tables(database)
     fates = {fate.value: count for fate, count in stats.fates.items()}
@@ -115,10 +115,10 @@ async def test_a_second_run_changes_nothing_and_compares_again(database: Databas
     world = World(dedupe_window=7)
     history(world)
     await world.consume()
-    ledger = BackfillLedger(database.pool, notes_ids=True)
+    ledger = BackfillLedger(database.pool)
     first = await run(world, ledger)
     before = await tables(database)
-    second = await run(world, BackfillLedger(database.pool, notes_ids=True))
+    second = await run(world, BackfillLedger(database.pool))
     assert await tables(database) == before
     assert [one.records for one in second] == [0, 0]
     assert [one.equal for one in second] == [one.equal for one in first]
@@ -153,12 +153,12 @@ async def test_it_goes_on_wherever_it_was_broken_off(
     history(world)
     await world.consume()
     async with new_ledger() as whole:
-        await run(world, BackfillLedger(whole.pool, notes_ids=True))
+        await run(world, BackfillLedger(whole.pool))
         expected = await tables(whole)
     deaths = 0
     async with new_ledger() as database:
         for step in itertools.count(1):
-            ledger = Dying(database.pool, notes_ids=True)
+            ledger = Dying(database.pool)
             ledger.left, ledger.is_stored = 1 + step % 3, is_stored
             try:
                 assert not differences(await run(world, ledger))
@@ -177,7 +177,7 @@ async def test_a_consumer_goes_on_from_the_ledger(database: Database) -> None:
     first, _ = symbols_of(0, 2)
     publish(world, trade(first, "BUY", "10", "5", trade_id="A"))
     await world.consume()
-    await run(world, BackfillLedger(database.pool, notes_ids=True))
+    await run(world, BackfillLedger(database.pool))
     publish(world, trade(first, "BUY", "10", "5", trade_id="A"), trade(first, trade_id="B"))
     worker = world.worker(database.ledger())
     await worker.start(until_caught_up=True)
@@ -208,7 +208,7 @@ async def test_what_was_booked_twice_is_booked_twice(database: Database) -> None
     publish(world, trade(first, trade_id="A"))
     publish(world, trade(other, trade_id="A"), partition=1)
     await world.consume()
-    done = await run(world, BackfillLedger(database.pool, notes_ids=True))
+    done = await run(world, BackfillLedger(database.pool))
     assert not differences(done)
     held = await tables(database)
     assert [row[4] for row in held["trades"]].count("A") == 3
@@ -222,7 +222,7 @@ async def test_positions_beyond_the_commit_are_compared_as_well(database: Databa
     history(world)
     await world.consume()
     committed = {number: offset - 12 for number, offset in world.committed.items()}
-    done = await run(world, BackfillLedger(database.pool, notes_ids=True), committed=committed)
+    done = await run(world, BackfillLedger(database.pool), committed=committed)
     assert not differences(done)
     assert sum(one.equal for one in done) == 6
     assert dict((await tables(database))["offsets"]) == committed
@@ -241,7 +241,7 @@ async def test_a_difference_is_shown_with_its_digits(database: Database) -> None
     )
     (record,) = changelog.records(0, [wrong])
     world.broker.append(record.topic, record.value, key=record.key, partition=0)
-    done = await run(world, BackfillLedger(database.pool, notes_ids=True))
+    done = await run(world, BackfillLedger(database.pool))
     (difference,) = differences(done)
     assert (difference.partition, difference.key) == (0, name)
     assert (difference.ledger, difference.topic) == ({"fees": None}, {"fees": "0.00000001"})
@@ -261,7 +261,7 @@ async def test_a_rebuilt_group_keeps_its_generation(database: Database) -> None:
     gone = Position(None, "GONE", "USD", generation=3)
     for record in changelog.records(0, [raised, gone]):
         world.broker.append(record.topic, record.value, key=record.key, partition=0)
-    ledger = BackfillLedger(database.pool, notes_ids=True)
+    ledger = BackfillLedger(database.pool)
     assert not differences(await run(world, ledger))
     assert [p.generation for p in await ledger.positions(0)] == [3]
 
@@ -276,11 +276,11 @@ async def test_a_deleted_beginning_is_refused_before_anything_is_written(
     await world.consume()
     ranges = {0: (0, 1), 1: (1, 2)}
     with pytest.raises(OffsetGapError, match="partition 1 begins at offset 1"):
-        await run(world, BackfillLedger(database.pool, notes_ids=True), ranges=ranges)
+        await run(world, BackfillLedger(database.pool), ranges=ranges)
     with pytest.raises(OffsetGapError, match="truncated or made anew"):
         await run(
             world,
-            BackfillLedger(database.pool, notes_ids=True),
+            BackfillLedger(database.pool),
             ranges={0: (0, 0), 1: (0, 1)},
         )
     assert not await database.trades()
@@ -292,9 +292,7 @@ async def test_what_nobody_can_read_is_passed(database: Database) -> None:
     names = symbols_of(0, 3)
     publish(world, *(trade(name) for name in names))
     await world.consume()
-    done = await run(
-        world, BackfillLedger(database.pool, notes_ids=True), unreadable={0: [range(1, 2)]}
-    )
+    done = await run(world, BackfillLedger(database.pool), unreadable={0: [range(1, 2)]})
     assert [row[1] for row in await database.trades()] == [0, 2]
     assert [d.key for d in differences(done)] == [names[1]]  # here it was no such batch
 
@@ -304,7 +302,7 @@ async def test_another_writer_ends_it(database: Database) -> None:
     world = World()
     publish(world, trade(symbols_of(0, 1)[0]))
     await world.consume()
-    filling = backfill_of(world, BackfillLedger(database.pool, notes_ids=True))
+    filling = backfill_of(world, BackfillLedger(database.pool))
     await filling.claim()
     await database.ledger().claim(0)
     with pytest.raises(LedgerError, match="another worker has taken it over"):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from app.config import IdentityScope
 from app.errors import LedgerError
 from app.money import ONE_E8
 from app.pnl.daily import Day, explain_day
@@ -84,7 +85,8 @@ async def test_filters_take_what_they_say_and_the_newest_is_first(filled: Databa
 
 async def test_a_trade_is_found_without_its_id_noted(database: Database) -> None:
     """Where ids are not kept, and where a trade was booked twice."""
-    ledger = database.ledger(notes_ids=False)
+    await database.keep(IdentityScope.WINDOW)
+    ledger = database.ledger(IdentityScope.WINDOW)
     await book(ledger, [EVENTS[0], EVENTS[1]])
     await book(ledger, [EVENTS[0]], first=2)
     assert await ids(database, trade_id="T1") == ["T1", "T1"]
