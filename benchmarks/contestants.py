@@ -82,6 +82,21 @@ LEDGER: Final = tuple(
     for scope in ("window", "full")
 )  # fmt: skip
 
+LEDGER_PEERS: Final = (
+    Contestant(
+        "asyncpg executemany, a batch", IDIOMATIC, "postgres_writers", "executemany", 0.1,
+        sink="a table of trades",
+    ),
+    Contestant(
+        "asyncpg INSERT, a trade", IDIOMATIC, "postgres_writers", "insert", 0.02,
+        sink="a table of trades",
+    ),
+    Contestant(
+        "Quix Streams' PostgreSQL sink", IDIOMATIC, "quix", "postgresql", 0.1,
+        sink="a table of trades",
+    ),
+)  # fmt: skip
+
 DRAIN: Final = (
     OURS_NONE,
     OURS_POSITIONS,

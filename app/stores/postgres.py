@@ -506,19 +506,22 @@ async def migrate_database(
             await connection.close(timeout=_CLOSE_TIMEOUT_S)
 
 
-async def recreate_database(server_url: str, name: str) -> None:
+async def recreate_database(server_url: str, name: str, *, template: str | None = None) -> None:
     """Drop a database, if it is there, and make it anew; raises as `open_ledger`.
 
     Args:
         server_url: Of another database of the server.
         name: Of the one to make.
+        template: Of which it is to be a copy, and to which nobody is connected; empty without.
     """
     with _explained():
         connection = await asyncpg.connect(server_url, timeout=_CONNECT_TIMEOUT_S)
         try:
-            quoted = await connection.fetchval("SELECT quote_ident($1)", name)
+            ((quoted, of),) = await connection.fetch(
+                "SELECT quote_ident($1), quote_ident($2)", name, template or "template1"
+            )
             await connection.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
-            await connection.execute(f"CREATE DATABASE {quoted}")
+            await connection.execute(f"CREATE DATABASE {quoted} TEMPLATE {of}")
         finally:
             await connection.close(timeout=_CLOSE_TIMEOUT_S)
 

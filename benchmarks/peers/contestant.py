@@ -23,6 +23,7 @@ class Job:
         members: How many processes the group has; each reads when it has its share of the
             partitions, has written its pid to the file `ready`, and the file `go` is there.
         positions_file: Where the positions of one of several processes go.
+        database_url: Of an empty PostgreSQL database on a unix socket, if trades are to be stored.
     """
 
     mode: str
@@ -41,6 +42,7 @@ class Job:
     ready: str = ""
     go: str = ""
     positions_file: str = ""
+    database_url: str = ""
 
 
 class Stopwatch:

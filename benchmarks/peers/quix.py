@@ -5,6 +5,10 @@ and `update()` with a function that books the trade. Everything else has its def
 committed every 5 s and at the end. The run ends by `count`, with outputs not collected. The clock
 stops when `run()` returns: its last commit and the end of its consumer are one call.
 
+Drain `postgresql` does the same and ends in its sink for PostgreSQL, with the trade id as the
+primary key and upserts, as its documentation advises; price and quantity are decimals, or they
+would be text, and the event's time has another name than the column that the sink adds.
+
 A body that is no JSON ends the application, as its documentation says; so there is no poison here.
 """
 
@@ -14,8 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tempfile
+from datetime import datetime
+from decimal import Decimal
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from quixstreams import Application
 
@@ -25,7 +32,7 @@ from benchmarks.peers.contestant import Job, Stopwatch, main
 _VERSIONS = {name: version(name) for name in ("quixstreams", "confluent-kafka")}
 
 
-def _drain(job: Job) -> dict[str, Any]:
+def _drain(job: Job, sink: Any = None) -> dict[str, Any]:  # noqa: ANN401 - installed for one variant
     pipeline = NaivePipeline()
     with tempfile.TemporaryDirectory() as state_dir:
         watch = Stopwatch()
@@ -43,11 +50,37 @@ def _drain(job: Job) -> dict[str, Any]:
             pipeline.handle_trade(trade)
 
         topic = app.topic(job.topic, value_deserializer="json")
-        app.dataframe(topic).update(book)
+        trades = app.dataframe(topic).update(book)
+        if sink is not None:
+            trades.apply(_row).sink(sink)
         app.run(count=job.count, collect=False)
         watch.stop()
     return watch.result(pipeline.booked + pipeline.refused, _VERSIONS, **pipeline.outcome())
 
 
+def _row(trade: dict[str, Any]) -> dict[str, Any]:
+    row = {name: trade[name] for name in ("trade_id", "book", "symbol", "side")}
+    row |= {name: Decimal(trade[name]) for name in ("price", "quantity")}
+    return row | {"executed_at": datetime.fromisoformat(trade["timestamp"])}
+
+
+def _drain_to_postgresql(job: Job) -> dict[str, Any]:
+    from quixstreams.sinks.community.postgresql import PostgreSQLSink  # noqa: PLC0415 - its extra
+
+    url = urlsplit(job.database_url)
+    where = parse_qs(url.query)
+    sink = PostgreSQLSink(
+        host=where["host"][0],
+        port=int(where["port"][0]),
+        dbname=url.path.lstrip("/"),
+        user=url.username or "",
+        password="",
+        table_name="trades",
+        primary_key_columns="trade_id",
+        upsert_on_primary_key=True,
+    )
+    return _drain(job, sink)
+
+
 if __name__ == "__main__":
-    main({("drain", "dataframe"): _drain})
+    main({("drain", "dataframe"): _drain, ("drain", "postgresql"): _drain_to_postgresql})
