@@ -177,12 +177,13 @@ def storm(run: Run) -> None:
 @scenario(is_calm=True)
 def restore_equals_replay(run: Run) -> None:
     """State restored after kills is, byte for byte, that of a group that replays from zero."""
-    run.load(count=run.pick(3_000, 10_000), rate=500, keys=20, poison=0.1)
+    run.load(count=ENDLESS, rate=500, keys=20, poison=0.1)
     for _ in range(run.pick(1, 3)):
         worker = run.worker()
         run.await_progress(run.draw.randint(1, 500))
         worker.kill()
-    run.bite("kills with work in hand", run.world.lag() > 0)
+        run.bite("kills with work in hand", run.world.lag() > 0)
+    run.stop_loads()
     run.drain()
     run.stop_workers()
     run.check()
