@@ -13,13 +13,10 @@ from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.lifecycle import or_stopped
 from app.ports import Ledger, LedgerWrite
 from app.stores.backfill_ledger import BackfillLedger
-from app.stores.ledger_queries import LedgerReader, Pruner, open_pruner, open_reader
-from app.stores.postgres import (
-    LedgerSums,
-    migrate_database,
-    open_ledger,
-    recreate_database,
-)
+from app.stores.database import migrate_database, recreate_database
+from app.stores.ledger_queries import LedgerReader, open_reader
+from app.stores.postgres import LedgerSums, open_ledger
+from app.stores.retention import Pruner, open_pruner
 
 T = TypeVar("T")
 

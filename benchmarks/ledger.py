@@ -15,7 +15,7 @@ import asyncpg
 
 from app.config import IdentityScope
 from app.embedded.postgres import EmbeddedPostgres
-from app.stores.postgres import migrate_database, recreate_database
+from app.stores.database import migrate_database, recreate_database
 from benchmarks.arena import Arena
 from benchmarks.contestants import LEDGER, LEDGER_PEERS, OURS_POSITIONS, Contestant
 from benchmarks.rounds import Entry, measure, say

@@ -33,8 +33,9 @@ from app.ports import LedgerWrite, RecordBatch
 from app.reconcile import Reconciler
 from app.stores.changelog import Changelog
 from app.stores.clickhouse import open_copy
+from app.stores.database import migrate_database, new_pool, recreate_database
 from app.stores.ledger_digests import open_digests
-from app.stores.postgres import PostgresLedger, migrate_database, new_pool, recreate_database
+from app.stores.postgres import PostgresLedger
 from app.utils import configure_logging
 from benchmarks import machine
 from benchmarks.rounds import say

@@ -18,7 +18,7 @@ import asyncpg
 
 from app.embedded.postgres import EmbeddedPostgres
 from app.ledger_codec import PLAIN_TRADE_COLUMNS, copy_text
-from app.stores.postgres import migrate_database
+from app.stores.database import migrate_database
 
 _ROWS: Final = 10_000
 _MINUTE_NS: Final = 60 * 10**9

@@ -7,7 +7,7 @@ from typing import Any, Final
 import asyncpg
 
 from app.errors import LedgerError, TransportError
-from app.stores.postgres import new_pool
+from app.stores.database import new_pool
 
 _TEXT: Final = r"""concat_ws(E'\t', source_partition, source_offset, trade_id, version, action,
  coalesce(book, ''), symbol, side, trim_scale(price), trim_scale(quantity), trim_scale(multiplier),

@@ -20,15 +20,11 @@ from app.pnl.daily import Activity, Day
 from app.pnl.fills import Fill
 from app.pnl.reported import PositionFills
 from app.pnl.valuation import LAST_TRADE, Mark
+from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, explained
 from app.stores.migrate import Connection
-from app.stores.postgres import (
-    _explained,  # what the driver raises is explained in one place
-)
 from app.tabular import plain
 
 PIECE_ROWS: Final = 2_000
-_CONNECT_TIMEOUT_S: Final = 10.0
-_CLOSE_TIMEOUT_S: Final = 2.0
 _SESSION: Final = {
     "application_name": "trade-stream-reader",
     "timezone": "UTC",
@@ -75,10 +71,10 @@ TRADE_FIELDS: Final = (
     *("multiplier", "currency", "notional", "signed_notional", "fee", "executed_ns"),
     *("suspects", "details", "source_partition", "source_offset"),
 )
-_SIGN: Final = "CASE side WHEN 'BUY' THEN 1 ELSE -1 END"
+SIGN: Final = "CASE side WHEN 'BUY' THEN 1 ELSE -1 END"
 _COMPUTED: Final = {
     "notional": "price * quantity * multiplier",
-    "signed_notional": f"{_SIGN} * price * quantity * multiplier",
+    "signed_notional": f"{SIGN} * price * quantity * multiplier",
 }
 _TRADES: Final = f"""
 SELECT {", ".join(f"{_COMPUTED.get(name, name)} AS {name}" for name in TRADE_FIELDS)} FROM trades
@@ -119,7 +115,7 @@ _CARRIED_MARK: Final = "ARRAY[last_ns, source_partition, last_offset, last_price
 _DAY: Final = f"""
 WITH of_trades AS (
     SELECT book, symbol, currency, executed_ns, source_partition, source_offset, price, fee,
-        {_SIGN} * quantity * multiplier AS exposure
+        {SIGN} * quantity * multiplier AS exposure
     FROM fills WHERE executed_ns <= $2
 ), sums AS (
     SELECT book, symbol, currency,
@@ -157,7 +153,7 @@ _NO_END_NS: Final = 2**63 - 1
 _FILLS: Final = f"""
 SELECT * FROM (
     SELECT book, symbol, currency, trade_id, executed_ns, source_partition, source_offset,
-        {_SIGN} * quantity AS quantity, price, multiplier, fee
+        {SIGN} * quantity AS quantity, price, multiplier, fee
     FROM fills WHERE executed_ns <= $1
     UNION ALL
     -- What was pruned has no trade id any more: that there was something is all that counts.
@@ -215,7 +211,7 @@ class LedgerReader:
 
     async def owner(self) -> Owner | None:
         """Tell whose ledger it is; `None` for one that nobody has opened yet."""
-        with _explained():
+        with explained():
             row = await self._connection.fetchrow("SELECT topic, consumer_group FROM ledger")
         return None if row is None else Owner(*row)
 
@@ -244,7 +240,7 @@ class LedgerReader:
 
     async def _where_trade(self, statement: _Statement, trade_id: str) -> None:
         """Find the events of a trade by their places: trades itself has no index of ids."""
-        with _explained():
+        with explained():
             places = await self._connection.fetchrow(_PLACES_OF, trade_id)
         statement.where("trade_id = {}", trade_id)
         if places is not None:
@@ -319,7 +315,7 @@ class LedgerReader:
         self, statement: _Statement, ending: str, limit: int | None
     ) -> AsyncGenerator[Sequence[asyncpg.Record], None]:
         text = statement.text(ending, limit=limit)
-        with _explained():
+        with explained():
             cursor = await self._connection.cursor(text, *statement.values)
             while rows := await cursor.fetch(PIECE_ROWS):
                 yield rows
@@ -378,107 +374,16 @@ async def open_reader(url: str) -> AsyncIterator[LedgerReader]:
         LedgerError: The tables are not there, or may not be read.
         TransportError: The database is away.
     """
-    with _explained():
-        connection = await asyncpg.connect(
-            url, timeout=_CONNECT_TIMEOUT_S, server_settings=_SESSION
-        )
+    with explained():
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=_SESSION)
     try:
-        with _explained():
+        with explained():
             transaction = connection.transaction(isolation="repeatable_read", readonly=True)
             await transaction.start()
         yield LedgerReader(connection)
     finally:
         # Nothing was written: there is nothing to end but the connection.
         try:
-            await connection.close(timeout=_CLOSE_TIMEOUT_S)
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
-
-
-# -- retention
-
-_BLOCK_OFFSETS: Final = 20_000
-_PRUNABLE: Final = """
-SELECT source_partition, min(source_offset) AS first, max(source_offset) AS last, count(*) AS trades
-FROM trades WHERE executed_ns < $1 GROUP BY source_partition ORDER BY source_partition
-"""
-_PRUNE: Final = f"""
-WITH gone AS (
-    DELETE FROM trades t
-    WHERE source_partition = $1 AND source_offset BETWEEN $2 AND $3 AND executed_ns < $4
-        AND action = 'NEW'
-        -- AMEND and CANCEL need the whole history of their trade: it stays.
-        AND NOT EXISTS (
-            SELECT FROM trade_versions v WHERE v.trade_id = t.trade_id AND v.version > 1
-        )
-    RETURNING source_partition, source_offset, trade_id, book, symbol, currency, price, fee,
-        executed_ns, {_SIGN} * quantity * multiplier AS exposure
-), forgotten AS (
-    DELETE FROM trade_versions v USING gone WHERE v.trade_id = gone.trade_id
-        AND v.source_partition = gone.source_partition AND v.source_offset = gone.source_offset
-), carried AS (
-    INSERT INTO carried_forward AS c (source_partition, key, book, symbol, currency, trade_count,
-        exposure, paid, fees, last_ns, last_offset, last_price)
-    SELECT source_partition, key, book, symbol, currency, trade_count, exposure, paid, fees,
-        last[1], last[2], last[3]
-    FROM (
-        SELECT source_partition, concat_ws('|', book, symbol) AS key, book, symbol, currency,
-            count(*) AS trade_count, sum(exposure) AS exposure, sum(exposure * price) AS paid,
-            sum(fee) AS fees, max(ARRAY[executed_ns, source_offset, price]::numeric[]) AS last
-        FROM gone GROUP BY source_partition, book, symbol, currency
-    ) AS sums
-    ON CONFLICT (source_partition, key, currency) DO UPDATE SET
-        trade_count = c.trade_count + excluded.trade_count,
-        exposure = c.exposure + excluded.exposure,
-        paid = c.paid + excluded.paid,
-        fees = c.fees + excluded.fees,
-        (last_ns, last_offset, last_price) = (
-            SELECT n, o, p FROM (VALUES (c.last_ns, c.last_offset, c.last_price),
-                (excluded.last_ns, excluded.last_offset, excluded.last_price)) AS of_two (n, o, p)
-            ORDER BY n DESC, o DESC LIMIT 1
-        )
-)
-SELECT count(*) FROM gone
-"""  # noqa: S608 - names of our own
-
-
-@dataclass(frozen=True, slots=True)
-class Prunable:
-    """Trades of a partition that are old enough, between two offsets of the log."""
-
-    partition: int
-    first: int
-    last: int
-    trades: int
-
-
-class Pruner:
-    """Deletes old trades; their sums are carried forward, and no position changes."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def find(self, before_ns: int) -> list[Prunable]:
-        """Give where trades stand that were executed before a time."""
-        with _explained():
-            rows = await self._connection.fetch(_PRUNABLE, before_ns)
-        return [Prunable(*row) for row in rows]
-
-    async def prune(self, of: Prunable, before_ns: int) -> AsyncGenerator[int, None]:
-        """Delete them block by block of the log, each in a transaction; give how many each time."""
-        for first in range(of.first, of.last + 1, _BLOCK_OFFSETS):
-            last = min(first + _BLOCK_OFFSETS - 1, of.last)
-            with _explained():
-                yield await self._connection.fetchval(_PRUNE, of.partition, first, last, before_ns)
-
-
-@asynccontextmanager
-async def open_pruner(url: str) -> AsyncIterator[Pruner]:
-    """Connect as a user that may delete trades; raises as `open_reader`."""
-    session = {"application_name": "trade-stream-prune", "timezone": "UTC", "jit": "off"}
-    with _explained():
-        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S, server_settings=session)
-    try:
-        yield Pruner(connection)
-    finally:
-        await connection.close(timeout=_CLOSE_TIMEOUT_S)

@@ -7,8 +7,8 @@ by the same comparison, so that a write whose answer was lost is safe to repeat.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from io import BytesIO
@@ -19,7 +19,7 @@ import asyncpg
 import structlog
 
 from app.config import IdentityScope, Settings
-from app.errors import LedgerError, TransportError
+from app.errors import LedgerError
 from app.ledger_codec import (
     CORRECTION_COLUMNS,
     DEAD_LETTER_COLUMNS,
@@ -49,39 +49,11 @@ from app.ports import (
     StoredTrade,
     nothing_before,
 )
-from app.stores.identity import keep_identity, kept_identity
-from app.stores.migrate import Connection, migrate, pending
+from app.stores.database import CONNECT_TIMEOUT_S, close_pool, explained, new_pool
+from app.stores.identity import kept_identity
+from app.stores.migrate import Connection, pending
 
 log = structlog.get_logger(__name__)
-
-_CONNECT_TIMEOUT_S: Final = 10.0
-_CLOSE_TIMEOUT_S: Final = 2.0
-_STATEMENT_TIMEOUT_S: Final = 60.0
-"""Longest wait for one answer; the server gives up at the same time, so that nothing lingers."""
-_IDLE_TIMEOUT_S: Final = 15.0
-"""A process that was frozen in a transaction keeps others from its partitions for so long."""
-_CONNECTIONS: Final = 3
-"""One writes, one is asked, one restores."""
-_SESSION: Final = {
-    "application_name": "trade-stream",
-    "timezone": "UTC",
-    "synchronous_commit": "on",
-    "jit": "off",  # statements are short and many
-    "statement_timeout": f"{_STATEMENT_TIMEOUT_S:.0f}s",
-    "idle_in_transaction_session_timeout": f"{_IDLE_TIMEOUT_S:.0f}s",
-}
-
-_TRANSIENT: Final = (
-    OSError,  # and with it TimeoutError
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.OperatorInterventionError,  # shut down, restarted, terminated, timed out
-    asyncpg.InsufficientResourcesError,  # disk full, too many connections
-    asyncpg.TransactionRollbackError,  # deadlock
-    asyncpg.LockNotAvailableError,
-    asyncpg.InternalClientError,
-    asyncpg.ReadOnlySQLTransactionError,  # a standby, until it is promoted
-)
 
 _CLAIM: Final = """
 INSERT INTO source_partitions (source_partition, owner) VALUES ($1, $2)
@@ -346,8 +318,8 @@ class PostgresLedger:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        with _explained():
-            async with self._pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+        with explained():
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 try:
                     yield connection
                 except (asyncio.CancelledError, TimeoutError):
@@ -439,21 +411,6 @@ def _lost(
     return lost
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what the driver raises into errors of ours; a bug stays what it is."""
-    try:
-        yield
-    except _TRANSIENT as exc:
-        raise TransportError(f"the ledger's database: {str(exc) or type(exc).__name__}") from exc
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
-        raise LedgerError(f"{exc}: run `trade-stream db migrate`") from exc
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as exc:
-        raise LedgerError(f"the ledger's database: {exc}: see DATABASE_URL") from exc
-    except asyncpg.InsufficientPrivilegeError as exc:
-        raise LedgerError(f"{exc}: grant it to the user of DATABASE_URL") from exc
-
-
 @asynccontextmanager
 async def open_ledger(
     settings: Settings, url: str, kind: type[PostgresLedger] = PostgresLedger
@@ -469,73 +426,15 @@ async def open_ledger(
         LedgerError: The tables are missing or old, or they are another group's or topic's.
         TransportError: The database is away.
     """
-    with _explained():
+    with explained():
         pool = await new_pool(url)
     try:
-        with _explained():
-            async with pool.acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+        with explained():
+            async with pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 await _check(connection, settings)
         yield kind(pool, settings.identity)
     finally:
-        await _close(pool)
-
-
-async def migrate_database(
-    url: str, identity: IdentityScope | None = None, *, is_asked: bool = False
-) -> list[str]:
-    """Bring a database to the newest version of the tables; raises as `open_ledger`.
-
-    Args:
-        url: Of the database.
-        identity: How the ledger is to be kept, if it has not begun yet; `None` leaves it as it is.
-        is_asked: Keep it so in any case.
-
-    Returns:
-        What was done, a line each.
-    """
-    with _explained():
-        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
-        try:
-            done = [f"took {step.name}" for step in await migrate(connection)]
-            if identity is not None:
-                async with connection.transaction():
-                    if await keep_identity(connection, identity, is_asked=is_asked):
-                        done.append(f"the ledger is kept with IDENTITY={identity} from now on")
-            return done
-        finally:
-            await connection.close(timeout=_CLOSE_TIMEOUT_S)
-
-
-async def recreate_database(server_url: str, name: str, *, template: str | None = None) -> None:
-    """Drop a database, if it is there, and make it anew; raises as `open_ledger`.
-
-    Args:
-        server_url: Of another database of the server.
-        name: Of the one to make.
-        template: Of which it is to be a copy, and to which nobody is connected; empty without.
-    """
-    with _explained():
-        connection = await asyncpg.connect(server_url, timeout=_CONNECT_TIMEOUT_S)
-        try:
-            ((quoted, of),) = await connection.fetch(
-                "SELECT quote_ident($1), quote_ident($2)", name, template or "template1"
-            )
-            await connection.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
-            await connection.execute(f"CREATE DATABASE {quoted} TEMPLATE {of}")
-        finally:
-            await connection.close(timeout=_CLOSE_TIMEOUT_S)
-
-
-async def new_pool(url: str) -> asyncpg.Pool:
-    """Connect to a database; what goes wrong comes as the driver raises it."""
-    return await asyncpg.create_pool(
-        url,
-        min_size=1,
-        max_size=_CONNECTIONS,
-        timeout=_CONNECT_TIMEOUT_S,
-        command_timeout=_STATEMENT_TIMEOUT_S,
-        server_settings=_SESSION,
-    )
+        await close_pool(pool)
 
 
 async def _check(connection: Connection, settings: Settings) -> None:
@@ -561,11 +460,3 @@ def _check_identity(wanted: IdentityScope, kept: str) -> None:
             f"the ledger is kept with IDENTITY={kept}, not {wanted}: set it so; or stop all"
             f" consumers and run `trade-stream db migrate` with IDENTITY={wanted}, which changes it"
         )
-
-
-async def _close(pool: asyncpg.Pool) -> None:
-    try:
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await pool.close()
-    except (TimeoutError, *_TRANSIENT):
-        pool.terminate()

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from app.config import IdentityScope
+from app.stores.database import migrate_database, new_pool
 from app.stores.migrate import migrate
-from app.stores.postgres import PostgresLedger, migrate_database, new_pool
+from app.stores.postgres import PostgresLedger
 
 _names = itertools.count()
 

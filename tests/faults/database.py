@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from app.embedded.loopback import pick_ports
 from app.embedded.postgres import DATABASE, SUPERUSER, EmbeddedPostgres
 from app.embedded.postgres_settings import SOCKET
-from app.stores.postgres import migrate_database
+from app.stores.database import migrate_database
 from tests.e2e.harness import wait_for
 from tests.faults.cluster import tmpfs
 from tests.faults.proxy import HOST, Network

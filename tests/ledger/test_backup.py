@@ -12,7 +12,8 @@ import pytest
 
 from app.config import Settings
 from app.embedded.postgres import EmbeddedPostgres
-from app.stores.postgres import migrate_database, open_ledger
+from app.stores.database import migrate_database
+from app.stores.postgres import open_ledger
 from tests.contract.postgres import Database
 from tests.ledger.filling import book, trade
 from tests.ledger.test_backfill import history, tables

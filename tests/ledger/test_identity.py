@@ -7,9 +7,10 @@ import pytest
 from app.config import IdentityScope, Settings
 from app.errors import LedgerError
 from app.ports import LedgerWrite
+from app.stores.database import migrate_database
 from app.stores.identity import kept_identity
 from app.stores.migrate import migrate
-from app.stores.postgres import migrate_database, open_ledger
+from app.stores.postgres import open_ledger
 from tests.contract.postgres import Database
 from tests.ledger.filling import book, trade
 from tests.ledger.test_commands import run

@@ -18,8 +18,10 @@ from app.errors import LedgerError
 from app.models import Lot, LotChange, Refusal
 from app.money import ONE_E8
 from app.ports import LedgerWrite
-from app.stores.ledger_queries import Filters, open_pruner, open_reader
-from app.stores.postgres import migrate_database, open_ledger
+from app.stores.database import migrate_database
+from app.stores.ledger_queries import Filters, open_reader
+from app.stores.postgres import open_ledger
+from app.stores.retention import open_pruner
 from tests.contract.postgres import Database, MakeDatabase
 from tests.ledger.filling import book, trade
 

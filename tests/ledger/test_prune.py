@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app.pnl.daily import Day, explain_day
-from app.stores.ledger_queries import Filters, open_pruner, open_reader
+from app.stores.ledger_queries import Filters, open_reader
+from app.stores.retention import open_pruner
 from app.timestamps import parse_timestamp
 from tests.contract.postgres import Database
 from tests.ledger.filling import book, trade
@@ -58,7 +59,7 @@ async def test_positions_stay_and_only_old_trades_go(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By execution time, block by block; and a second run has nothing to do."""
-    monkeypatch.setattr("app.stores.ledger_queries._BLOCK_OFFSETS", 2)
+    monkeypatch.setattr("app.stores.retention._BLOCK_OFFSETS", 2)
     await book(database.ledger(), HISTORY)
     positions = await database.ledger().positions(0)
     assert await prune(database) == 4
@@ -73,7 +74,7 @@ async def test_what_they_came_to_is_carried_forward(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exactly, over any number of blocks and runs, with the price of the last of them."""
-    monkeypatch.setattr("app.stores.ledger_queries._BLOCK_OFFSETS", 1)
+    monkeypatch.setattr("app.stores.retention._BLOCK_OFFSETS", 1)
     await book(database.ledger(), HISTORY)
     await prune(database)
     rows = {row["key"]: row for row in await database.pool.fetch("SELECT * FROM carried_forward")}
@@ -146,7 +147,7 @@ async def test_a_writer_goes_on_meanwhile(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither waits for the other, and what is booked meanwhile is counted right."""
-    monkeypatch.setattr("app.stores.ledger_queries._BLOCK_OFFSETS", 3)
+    monkeypatch.setattr("app.stores.retention._BLOCK_OFFSETS", 3)
     await book(database.ledger(), [on(1, f"T{n}", "BUY", "1", "1") for n in range(60)])
 
     async def write() -> None:
