@@ -280,7 +280,8 @@ class TradeConsumer:
                     await self._process(batch)
                 except OffsetGapError as exc:  # what the ledger has of a position makes no sense
                     await self._finish()  # what is processed already must not wait for a person
-                    self._stop_partition(batch.partition, str(exc))
+                    if batch.partition in self._open:  # otherwise it is restored, and found again
+                        self._stop_partition(batch.partition, str(exc))
             if self._has_to_finish():
                 self._seek_all()  # the rest comes again
             self._health.clear(Unready.LEDGER)

@@ -54,16 +54,18 @@ async def read_sums(settings: Settings) -> LedgerSums:
 
 
 async def migrate_ledger(settings: Settings) -> list[str]:
-    """Bring the database to the newest version of the tables, kept with the IDENTITY that is set.
+    """Bring the database to the newest version of the tables; where IDENTITY is set, keep it so.
 
     Returns:
         What was done, a line each.
 
     Raises:
-        LedgerError: It has taken other steps than ours.
+        LedgerError: It has taken other steps than ours, or cannot be kept so.
         TransportError: It is away.
     """
-    return await migrate_database(await database_url(settings), settings.identity, is_asked=True)
+    is_asked = "identity" in settings.model_fields_set
+    identity = settings.identity if is_asked else None
+    return await migrate_database(await database_url(settings), identity, is_asked=is_asked)
 
 
 async def group_offsets(settings: Settings) -> dict[int, int]:
@@ -117,7 +119,7 @@ async def open_ledger_of(
     async with AsyncExitStack() as stack:
 
         async def connect() -> Ledger:
-            return await stack.enter_async_context(open_ledger(settings, url))
+            return await stack.enter_async_context(open_ledger(settings, url, settings.identity))
 
         connecting = until_connected(
             connect, timeout_s=connect_timeout_s, to="database", hint=_HINT
@@ -160,7 +162,10 @@ def open_backfill_of(
 ) -> AbstractAsyncContextManager[Ledger]:
     """Wait for the database and give the ledger that a backfill writes; raises likewise."""
     return _opened(
-        settings, lambda url: open_ledger(settings, url, BackfillLedger), connect_timeout_s
+        settings,
+        lambda url: open_ledger(settings, url, settings.identity, kind=BackfillLedger),
+        connect_timeout_s,
+        identity=settings.identity,
     )
 
 
@@ -169,12 +174,14 @@ async def _opened(
     settings: Settings,
     open_: Callable[[str], AbstractAsyncContextManager[T]],
     connect_timeout_s: float,
+    *,
+    identity: IdentityScope | None = None,
 ) -> AsyncIterator[T]:
     url = await database_url(settings)
     if settings.database_url is not None and (
         settings.database_url.get_secret_value() == EMBEDDED_DATABASE
     ):
-        await migrate_database(url, settings.identity)
+        await migrate_database(url, identity)
     async with AsyncExitStack() as stack:
         yield await until_connected(
             lambda: stack.enter_async_context(open_(url)),

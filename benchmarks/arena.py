@@ -110,7 +110,7 @@ class Arena:
         check_counts(result, backlog, mode)
         check_committed(settings)
         if database_url is not None:
-            check_rows(database_url, backlog.expected.booked)
+            check_rows(database_url, "trades", backlog.expected.booked)
         if not contestant.is_peer and mode == "drain":
             check_dead_letters(settings, backlog.expected.refused)
         return figures(result)
@@ -166,7 +166,8 @@ class Arena:
         check_counts(together, backlog, "drain")
         check_committed(settings)
         if database_url is not None:
-            check_rows(database_url, rows + backlog.expected.booked)
+            check_rows(database_url, "trades", rows + backlog.expected.booked)
+            check_rows(database_url, "dead_letters", backlog.expected.refused.total())
         return figures(together)
 
     def restorer(
@@ -283,8 +284,8 @@ def check_counts(result: Mapping[str, Any], backlog: Backlog, mode: str) -> None
         raise GateError("the positions are not the oracle's")
 
 
-def check_rows(database_url: str, trades: int) -> None:
-    """Gate: the database has every trade.
+def check_rows(database_url: str, table: str, rows: int) -> None:
+    """Gate: a table of the database has so many rows.
 
     Raises:
         GateError: It has not.
@@ -293,13 +294,13 @@ def check_rows(database_url: str, trades: int) -> None:
     async def count() -> int:
         connection = await asyncpg.connect(database_url)
         try:
-            rows: int = await connection.fetchval("SELECT count(*) FROM trades")
-            return rows
+            found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608
+            return found
         finally:
             await connection.close()
 
-    if (found := asyncio.run(count())) != trades:
-        raise GateError(f"the database has {found} trades, not {trades}")
+    if (found := asyncio.run(count())) != rows:
+        raise GateError(f"{table} has {found} rows, not {rows}")
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:

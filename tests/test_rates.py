@@ -83,7 +83,12 @@ def test_fills_have_the_rates_of_their_days_or_none_at_all() -> None:
     [
         ("2026-3-2,EUR,1.1,", "date: must be a day such as 2026-03-02"),
         (",EUR,1.1,", "date: must be a day such as 2026-03-02"),
-        ("2026-03-02,,1.1,", "currency: is missing"),
+        ("2026-03-02,,1.1,", "currency: must be three capital letters"),
+        ("2026-03-02,gbp,1.1,", "currency: must be three capital letters"),
+        (
+            "2026-03-02,GBP,1,10,",
+            "has more cells than there are columns; a rate is written with a point",
+        ),
         ("2026-03-02,GBP,,", "rate: bad character"),
         ("2026-03-02,GBP", "rate: bad character"),
         ("2026-03-02,GBP,1.1e0,", "rate: bad character"),
@@ -102,7 +107,10 @@ def test_what_is_wrong_is_told_with_its_line(line: str, problem: str) -> None:
     assert told.value.problems == [f"line 5: {problem}", "line 6: rate: bad character"]
 
 
-@pytest.mark.parametrize("text", ["", "day,currency,rate\n", "2026-03-02,EUR,1.1\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "day,currency,rate\n", "2026-03-02,EUR,1.1\n", "date,currency,rate,rate\n"],
+)
 def test_columns_that_are_missing_are_told(text: str) -> None:
     """A file without a header too."""
     with pytest.raises(ConfigError, match="line 1: must name the columns date, currency, rate"):
@@ -119,3 +127,16 @@ def test_a_file_of_another_kind_does_not_flood_the_screen() -> None:
 def test_a_rate_of_one_for_itself_may_be_listed() -> None:
     """As lists of central banks do for their own currency."""
     assert rates(f"{LINES}2026-03-02,USD,1,\n").last("USD") is not None
+
+
+@pytest.mark.parametrize("currency", ["usd", "US", "", "DOLLAR"])
+def test_a_currency_is_three_capital_letters(currency: str) -> None:
+    """As that of a trade: with any other one every amount would be unknown."""
+    with pytest.raises(ConfigError, match="must be three capital letters"):
+        rates(currency=currency)
+
+
+def test_a_file_that_is_no_csv_is_told() -> None:
+    """Rather than shown as a traceback."""
+    with pytest.raises(ConfigError, match="field larger than field limit"):
+        rates(f"date,currency,rate\n{'x' * 200_000},EUR,1\n")

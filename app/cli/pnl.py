@@ -101,16 +101,17 @@ def pnl(
         if asked is not None:
             found = _day_rows(await _explained(reader, filters, asked, rates), by, rates)
         elif rates is not None:
-            reported = [
+            positions = [
                 convert_position(one, rates, method_of(one.book, settings.books_by_fifo))
                 async for one in reader.fills(filters)
             ]
-            found = _converted_rows(reported, by, rates)
+            found = _converted_rows(positions, by, rates)
         else:
             async for piece in reader.pnl(filters, by.value):
                 yield [_pnl_row(row) for row in piece]
             return
-        yield list(islice(found, filters.limit))
+        if shown := list(islice(found, filters.limit)):
+            yield shown
 
     print_from_ledger(
         settings,

@@ -6,6 +6,7 @@ of that day.
 """
 
 import csv
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -24,6 +25,7 @@ STATED: Final = "stated"
 LONGEST_CARRY_DAYS: Final = 7
 """A rate holds on the days after it that have none: over a weekend and holidays, no longer."""
 _NEEDED: Final = ("date", "currency", "rate")
+_CURRENCY: Final = re.compile(r"[A-Z]{3}")
 _MOST_PROBLEMS: Final = 20
 _S_PER_DAY: Final = 86_400
 
@@ -87,12 +89,30 @@ def parse_rates(lines: Iterable[str], currency: str) -> Rates:
     Raises:
         ConfigError: With a line for each problem, the first 20: where it is, and what is allowed.
     """
+    if not _CURRENCY.fullmatch(currency):
+        raise ConfigError([f"{currency!r} is no currency: must be three capital letters"])
     reader = csv.DictReader(lines)
-    missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
-    if missing:
-        raise ConfigError([f"line 1: must name the columns {', '.join(_NEEDED)}"])
+    try:
+        _check_columns(reader.fieldnames or ())
+        found, problems = _read_all(reader, currency)
+    except csv.Error as exc:
+        raise ConfigError([f"line {reader.line_num}: {exc}"]) from exc
+    if problems:
+        raise ConfigError(problems)
+    ordered = {name: [rates[ns] for ns in sorted(rates)] for name, rates in found.items()}
+    return Rates(currency, ordered)
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    if any(names.count(name) != 1 for name in _NEEDED):
+        raise ConfigError([f"line 1: must name the columns {', '.join(_NEEDED)}, each once"])
+
+
+def _read_all(
+    reader: "csv.DictReader[str]", currency: str
+) -> tuple[dict[str, dict[int, Mark]], list[str]]:
     found: dict[str, dict[int, Mark]] = {}
-    problems = []
+    problems: list[str] = []
     for row in reader:
         try:
             name, rate = _read(row, currency)
@@ -104,20 +124,19 @@ def parse_rates(lines: Iterable[str], currency: str) -> Rates:
                 break
         else:
             found[name][rate.time_ns] = rate
-    if problems:
-        raise ConfigError(problems)
-    ordered = {name: [rates[ns] for ns in sorted(rates)] for name, rates in found.items()}
-    return Rates(currency, ordered)
+    return found, problems
 
 
 def _read(row: Mapping[str, str | None], reported: str) -> tuple[str, Mark]:
+    if None in row:
+        raise ValueError("has more cells than there are columns; a rate is written with a point")
     try:
         day = date.fromisoformat((row["date"] or "").strip())
     except ValueError as exc:
         raise ValueError("date: must be a day such as 2026-03-02") from exc
     currency = (row["currency"] or "").strip()
-    if not currency:
-        raise ValueError("currency: is missing")
+    if not _CURRENCY.fullmatch(currency):
+        raise ValueError("currency: must be three capital letters")
     try:
         rate_e8 = parse_amount((row["rate"] or "").strip())[0]
     except AmountError as exc:

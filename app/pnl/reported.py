@@ -1,6 +1,6 @@
 """PnL in a reporting currency, which takes every fill with the rate of its day: now, and of a day.
 
-What a day comes to is explained as in `daily_pnl`: by the trades that are known now.
+What a day comes to is explained as in `daily`: by the trades that are known now.
 """
 
 from contextlib import suppress

@@ -7,11 +7,14 @@ change folds it again. With `window` neither is needed, and neither costs anythi
 from typing import Final
 
 from app.config import IdentityScope
+from app.errors import LedgerError
 from app.stores.migrate import Connection
 
 _SCOPE: Final = "SELECT scope FROM identity_scope"
 _HAS_BEGUN: Final = "SELECT EXISTS (SELECT FROM source_partitions)"
-_FENCE: Final = "UPDATE source_partitions SET owner = gen_random_uuid()"
+# A write holds rows of it to its end, and looks at the scope with its first statement.
+_FENCE: Final = "LOCK TABLE source_partitions IN EXCLUSIVE MODE"
+_HAS_LOTS: Final = "SELECT EXISTS (SELECT FROM positions WHERE method = 'fifo' AND quantity <> 0)"
 _KEEP: Final = "UPDATE identity_scope SET scope = $1"
 _CHANGE: Final = {
     # Of an id that was booked twice the first one is noted, as by a backfill.
@@ -34,8 +37,8 @@ async def kept_identity(connection: Connection) -> IdentityScope:
 async def keep_identity(connection: Connection, wanted: IdentityScope, *, is_asked: bool) -> bool:
     """Let a ledger be kept by another identity from now on; in a transaction of the caller.
 
-    Whoever writes by the old one is fenced off: of a write that is under way, this waits for the
-    end.
+    Writes that are under way are waited for, and those that come wait for the end of this: they
+    find what has changed.
 
     Args:
         connection: Of a user that may change the tables.
@@ -44,13 +47,22 @@ async def keep_identity(connection: Connection, wanted: IdentityScope, *, is_ask
 
     Returns:
         Whether it was kept by another one.
+
+    Raises:
+        LedgerError: It has positions that could not be kept as they are.
     """
-    # Workers that start at one time take their turns.
-    if await connection.fetchval(f"{_SCOPE} FOR UPDATE") == wanted:
+    if await kept_identity(connection) is wanted:
+        return False
+    await connection.execute(_FENCE)
+    if await kept_identity(connection) is wanted:  # another process was faster
         return False
     if not is_asked and await connection.fetchval(_HAS_BEGUN):
         return False
-    await connection.execute(_FENCE)
+    if wanted is IdentityScope.WINDOW and await connection.fetchval(_HAS_LOTS):
+        raise LedgerError(
+            "positions are open that are kept first in, first out, which needs IDENTITY=full: let a"
+            " consumer take over every partition once without FIFO_BOOKS"
+        )
     await connection.execute(_CHANGE[wanted])
     await connection.execute(_KEEP, wanted)
     return True

@@ -110,12 +110,18 @@ min(mark_ns) FILTER (WHERE quantity <> 0 AND trade_count > 0) AS oldest_mark_ns
 FROM positions
 """
 
+_PLACE: Final = """
+CASE version WHEN 1 THEN source_offset ELSE (
+    SELECT v.source_offset FROM trade_versions v WHERE v.trade_id = fills.trade_id AND v.version = 1
+) END
+"""
+"""An amended trade keeps the place of its NEW among those that were executed in one instant."""
 _MARK: Final = "max(ARRAY[executed_ns, source_partition, source_offset, price]::numeric[])"
 _CARRIED_MARK: Final = "ARRAY[last_ns, source_partition, last_offset, last_price]::numeric[]"
 _DAY: Final = f"""
 WITH of_trades AS (
-    SELECT book, symbol, currency, executed_ns, source_partition, source_offset, price, fee,
-        {SIGN} * quantity * multiplier AS exposure
+    SELECT book, symbol, currency, executed_ns, source_partition, {_PLACE} AS source_offset, price,
+        fee, {SIGN} * quantity * multiplier AS exposure
     FROM fills WHERE executed_ns <= $2
 ), sums AS (
     SELECT book, symbol, currency,
@@ -152,8 +158,8 @@ FROM sums
 _NO_END_NS: Final = 2**63 - 1
 _FILLS: Final = f"""
 SELECT * FROM (
-    SELECT book, symbol, currency, trade_id, executed_ns, source_partition, source_offset,
-        {SIGN} * quantity AS quantity, price, multiplier, fee
+    SELECT book, symbol, currency, trade_id, executed_ns, source_partition,
+        {_PLACE} AS source_offset, {SIGN} * quantity AS quantity, price, multiplier, fee
     FROM fills WHERE executed_ns <= $1
     UNION ALL
     -- What was pruned has no trade id any more: that there was something is all that counts.

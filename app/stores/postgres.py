@@ -413,17 +413,23 @@ def _lost(
 
 @asynccontextmanager
 async def open_ledger(
-    settings: Settings, url: str, kind: type[PostgresLedger] = PostgresLedger
+    settings: Settings,
+    url: str,
+    identity: IdentityScope | None = None,
+    *,
+    kind: type[PostgresLedger] = PostgresLedger,
 ) -> AsyncIterator[PostgresLedger]:
     """Connect to the ledger of the group and the topic that the settings name.
 
     Args:
-        settings: Group, topic and identity.
+        settings: Group and topic.
         url: Of the database.
+        identity: By which trades are to be booked; without it, by that which the ledger is kept by.
         kind: What is made of the connections.
 
     Raises:
-        LedgerError: The tables are missing or old, or they are another group's or topic's.
+        LedgerError: The tables are missing or old, or they are another group's or topic's, or kept
+            by another identity.
         TransportError: The database is away.
     """
     with explained():
@@ -432,7 +438,10 @@ async def open_ledger(
         with explained():
             async with pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 await _check(connection, settings)
-        yield kind(pool, settings.identity)
+                kept = await kept_identity(connection)
+                if identity is not None:
+                    _check_identity(identity, kept)
+        yield kind(pool, kept)
     finally:
         await close_pool(pool)
 
@@ -443,7 +452,6 @@ async def _check(connection: Connection, settings: Settings) -> None:
             f"the database lacks {', '.join(step.name for step in steps)}:"
             " run `trade-stream db migrate`"
         )
-    _check_identity(settings.identity, await kept_identity(connection))
     await connection.execute(_OWNER, settings.kafka_topic, settings.kafka_group_id)
     ((topic, group),) = await connection.fetch("SELECT topic, consumer_group FROM ledger")
     if (topic, group) != (settings.kafka_topic, settings.kafka_group_id):

@@ -214,6 +214,8 @@ def test_pnl_in_one_currency_for_all(filled: str, tmp_path: Path) -> None:
         "rate": "1.1", "rate_on": "2026-03-02", "rate_source": "ECB",
     }  # fmt: skip
     (tmp_path / "rates.csv").write_text("date,currency,rate\n2026-03-03,EUR,1.10\n")
+    into_csv = (*into[:-1], "--csv")
+    assert run(filled, "pnl", *into_csv, "--book", "none", cwd=tmp_path)[0] == ""
     *_, foreign = json.loads(run(filled, "pnl", *into, "--by", "book", cwd=tmp_path)[0])
     assert (foreign["book"], foreign["total"], foreign["positions"]) == ("FX", None, 1)
 

@@ -276,6 +276,30 @@ async def test_fills_are_those_that_count_in_the_order_of_execution(
     assert [[fill.trade_id for fill in one.fills] for one in some] == [["T0", "T1"]]
 
 
+async def test_an_amended_trade_keeps_its_place_in_an_instant(database: Database) -> None:
+    """Its AMEND stands behind another trade of the same moment, and it is folded before that."""
+    at = "2026-03-02T09:00:00Z"
+    history = [
+        trade("A", "BUY", "100", "10", timestamp=at),
+        trade("B", "SELL", "50", "12", timestamp=at),
+    ]
+    await book(database.ledger(), history)
+    await database.pool.execute(
+        """
+        INSERT INTO trades SELECT (jsonb_populate_record(t, '{"source_offset": 2, "version": 2,
+            "action": "AMEND", "price": "10.5"}')).* FROM trades t WHERE trade_id = 'A';
+        INSERT INTO trade_versions VALUES ('A', 2, 0, 2)
+        """
+    )
+    async with open_reader(database.url) as reader:
+        (one,) = [one async for one in reader.fills(Filters())]
+        (activity,) = await rows_of(reader.day(Filters(), DAY))
+    assert [(fill.trade_id, fill.offset, fill.price_e8) for fill in one.fills] == [
+        ("A", 0, 1_050_000_000), ("B", 1, 1_200_000_000),
+    ]  # fmt: skip
+    assert activity.mark == one.mark() == Mark(1_200_000_000, ns(at), "last-trade")
+
+
 async def test_a_day_takes_filters(filled: Database) -> None:
     """Of book and symbol; what was executed after its end is not part of it."""
     async with open_reader(filled.url) as reader:
