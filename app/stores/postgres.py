@@ -7,11 +7,10 @@ by the same comparison, so that a write whose answer was lost is safe to repeat.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from io import BytesIO
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -145,6 +144,7 @@ _IS_PRUNED: Final = """
 SELECT EXISTS (SELECT FROM carried_forward WHERE source_partition = $1 AND key = $2)
 """
 _VERSION_CELL: Final = TRADE_COLUMNS.index("version")
+_PIECE_BYTES: Final = 512 * 1024
 _VERSION_COLUMNS: Final = ("trade_id", "version", "source_partition", "source_offset")
 
 
@@ -191,30 +191,20 @@ class PostgresLedger:
 
     async def positions(self, partition: int) -> list[Position]:
         """See `ports.Ledger`."""
-        copied = BytesIO()
         async with self._connection() as connection:
-            await connection.copy_from_query(
-                _POSITIONS, partition, output=copied, format="text", null=""
-            )
-        return [read_position(line) for line in copied_lines(copied.getvalue())]
+            return [
+                read_position(line) for line in await _copied(connection, _POSITIONS, partition)
+            ]
 
     async def lots(self, partition: int) -> dict[str, NumberedLots]:
         """See `ports.Ledger`."""
-        copied = BytesIO()
         async with self._connection() as connection:
-            await connection.copy_from_query(
-                _LOTS, partition, output=copied, format="text", null=""
-            )
-        return read_lots(copied_lines(copied.getvalue()))
+            return read_lots(await _copied(connection, _LOTS, partition))
 
     async def parked(self, partition: int) -> list[ParkedRecord]:
         """See `ports.Ledger`."""
-        copied = BytesIO()
         async with self._connection() as connection:
-            await connection.copy_from_query(
-                _PARKED, partition, output=copied, format="text", null=""
-            )
-        return [read_parked(line) for line in copied_lines(copied.getvalue())]
+            return [read_parked(line) for line in await _copied(connection, _PARKED, partition)]
 
     async def write(
         self, writes: Mapping[int, LedgerWrite], before_commit: BeforeCommit = nothing_before
@@ -309,12 +299,10 @@ class PostgresLedger:
         book, _, symbol = key.rpartition("|")
         of_book = (_HISTORY_OF_BOOK, symbol, partition, book)
         query, *values = of_book if book else (_HISTORY_WITHOUT_BOOK, symbol, partition)
-        copied = BytesIO()
         async with self._connection() as connection:
             if await connection.fetchval(_IS_PRUNED, partition, key):
                 return None
-            await connection.copy_from_query(query, *values, output=copied, format="text", null="")
-        return copied_lines(copied.getvalue())
+            return await _copied(connection, query, *values)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -375,13 +363,32 @@ async def _store_parked(connection: Connection, writes: Mapping[int, LedgerWrite
         await connection.execute(_RELEASE, *map(list, zip(*released, strict=True)))
 
 
+# COPY takes and gives no file here: the driver would read and write it in threads, and keep all
+# of it in a cycle, until the garbage collector comes some day.
+
+
 async def _copy(
     connection: Connection, table: str, columns: Sequence[str], lines: Sequence[str]
 ) -> None:
     if lines:
         await connection.copy_to_table(
-            table, source=BytesIO(copy_text(lines)), columns=columns, format="text", null=""
+            table, source=_pieces(copy_text(lines)), columns=columns, format="text", null=""
         )
+
+
+async def _pieces(text: bytes) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(text), _PIECE_BYTES):
+        yield text[start : start + _PIECE_BYTES]
+
+
+async def _copied(connection: Connection, query: str, *values: object) -> list[str]:
+    copied = bytearray()
+
+    async def take(piece: bytes) -> None:
+        copied.extend(piece)
+
+    await connection.copy_from_query(query, *values, output=take, format="text", null="")
+    return copied_lines(bytes(copied))
 
 
 def _plain_version(line: str) -> str:
