@@ -97,6 +97,8 @@ class Lane:
             if outcome.status == "ok":
                 cluster.delete_topics(run.world.name)
         if outcome.status == "failed":
+            if self._cluster is not None:
+                self._cluster.keep_logs(folder)
             self._forget_cluster()  # whatever it left behind hurts no other
         elif outcome.status in ("ok", "skipped"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Real brokers behind relays, each of which can be killed, frozen and started again by itself."""
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -208,13 +209,18 @@ class FaultCluster:
 
     def said(self, node: int, words: str) -> int:
         """Count some words in the logs of a node: of this life of it and the one before."""
+        logs = self._logs(node)
+        return sum(path.read_text(errors="replace").count(words) for path in logs)
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what the nodes have said to where somebody will look for it."""
+        for node in self._kafka.log_paths:
+            for log in self._logs(node):
+                shutil.copyfile(log, folder / f"node-{node}-{log.name}")
+
+    def _logs(self, node: int) -> list[Path]:
         log = self._kafka.log_paths[node]
-        texts = [
-            path.read_text(errors="replace")
-            for path in (log, log.with_suffix(".log.1"))
-            if path.exists()
-        ]
-        return sum(text.count(words) for text in texts)
+        return [path for path in (log, log.with_suffix(".log.1")) if path.exists()]
 
 
 @contextmanager
