@@ -207,20 +207,12 @@ class FaultCluster:
         )
         admin_create(self.direct, topic, partitions, replicas=len(self.nodes))
 
-    def said(self, node: int, words: str) -> int:
-        """Count some words in the logs of a node: of this life of it and the one before."""
-        logs = self._logs(node)
-        return sum(path.read_text(errors="replace").count(words) for path in logs)
-
     def keep_logs(self, folder: Path) -> None:
         """Copy what the nodes have said to where somebody will look for it."""
-        for node in self._kafka.log_paths:
-            for log in self._logs(node):
-                shutil.copyfile(log, folder / f"node-{node}-{log.name}")
-
-    def _logs(self, node: int) -> list[Path]:
-        log = self._kafka.log_paths[node]
-        return [path for path in (log, log.with_suffix(".log.1")) if path.exists()]
+        for node, log in self._kafka.log_paths.items():
+            for path in (log, log.with_suffix(".log.1")):  # of this life of it and the one before
+                if path.exists():
+                    shutil.copyfile(path, folder / f"node-{node}-{path.name}")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Brokers that are killed, frozen, all gone, or out of disk."""
 
 import math
+import shutil
 
 from app.config import Settings
 from tests.faults.journal import first_ack_after, stalls
@@ -143,10 +144,11 @@ def broker_disk_full(run: Run) -> None:
         except OSError:
             run.note(f"the ballast has {file.tell() // _MB} MB")
     run.wait(lambda: not run.cluster.running, "the end of a broker that cannot write")
+    # Its own log stands on the same disk, so that what it said of the end may be missing.
+    run.bite("brokers that ended on a full disk", shutil.disk_usage(ballast).free < _MB)
     run.pause(2)
     ballast.unlink()
     run.cluster.start()
     healed_ns = run.note("there is room, and the broker is back")
-    run.bite("words of a full disk", run.cluster.said(1, "No space left on device"))
     run.recovered(healed_ns)
     run.stop_loads()
