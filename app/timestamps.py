@@ -23,7 +23,7 @@ _LARGEST_EPOCH = _UNITS_NS[-1][0]
 _NS_DIGITS = 9
 _MAX_TEXT = 64
 _CONTEXT = Context(prec=80, rounding=ROUND_DOWN)  # ours, whatever the thread's is
-_CACHE_LIMIT = 65_536
+_CACHE_LIMIT = 8_192  # milliseconds: those of a stream follow each other, and none comes back
 _HEAD = 23  # up to and including the milliseconds
 
 KNOWN_HEADS: dict[str, int] = {}

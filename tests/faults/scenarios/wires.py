@@ -122,3 +122,4 @@ def slow_downstream(run: Run) -> None:
     run.measure("rss_mb_per_min", slope)
     rebalances = worker.logged("partitions_assigned")
     run.require(f"it was assigned {rebalances} times", holds=rebalances == 1)
+    run.drain(timeout_s=300)  # a backlog of minutes, a thousand records at a time
