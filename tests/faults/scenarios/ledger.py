@@ -35,7 +35,7 @@ CREATE TRIGGER slow BEFORE UPDATE ON source_partitions EXECUTE FUNCTION sleep_fi
 _SPEED_UP: Final = "DROP TRIGGER slow ON source_partitions;"
 _RECOVERY_S: Final = 10.0
 _TAKEOVER_S: Final = 40.0  # the session, the database's patience with a frozen one, and a start
-_LONG_S: Final = 300  # by then memory has long warmed up
+_LONG_S: Final = 300
 _KB: Final = 1024
 
 
