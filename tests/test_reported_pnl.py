@@ -10,10 +10,11 @@ from msgspec.structs import replace
 
 from app.models import CostMethod
 from app.money import format_scaled
-from app.pnl.daily import Day
+from app.pnl.daily import Day, summed
 from app.pnl.fills import Fill
 from app.pnl.rates import Rates, parse_rates
 from app.pnl.reported import PositionFills, convert_position, explain_position
+from app.pnl.valuation import combined
 from tests.worked_cases import DAY_NS, START_NS, fills_of, histories
 
 E32 = 10**32
@@ -107,6 +108,17 @@ def test_a_day_has_fx_of_what_was_open_and_of_what_was_paid() -> None:
     assert found.rate is not None
     assert (found.first_rate.amount_e8, found.rate.amount_e8) == (110_000_000, 120_000_000)
     assert (found.first_mark, found.mark) != (None, None)
+
+
+def test_a_sum_with_an_unknown_part_is_unknown() -> None:
+    """Whatever else is known, and of whichever position it is."""
+    known, unknown = position("B100@10", "S40@12"), position("B1@1", currency="GBP")
+    days = [explain_position(one, DAY, rates()).explanation for one in (known, unknown)]
+    assert summed(days) is None
+    assert summed(days[:1]) == days[0]
+    worth = [convert_position(one, rates(), CostMethod.FIFO).converted for one in (known, unknown)]
+    assert combined(worth) is None
+    assert combined(worth[:1]) == worth[0]
 
 
 @given(
