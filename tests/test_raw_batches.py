@@ -1,7 +1,9 @@
 """Whole batches on bytes of our own making: what is given, what is not, and what is left behind."""
 
 import asyncio
+import gc
 import struct
+import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -304,6 +306,23 @@ async def test_what_is_fetched_is_given_and_fetched_on(consumer: RawBatchConsume
     assert consumer._fetcher._records == {}
     assert consumer._notified == ["room", "room"]
     assert consumer.getbatches_nowait() == []
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+async def test_what_was_fetched_is_freed_when_it_is_read(
+    consumer: RawBatchConsumer, *, is_dropped: bool
+) -> None:
+    """Records that hold each other would keep a megabyte of each fetch until a collection."""
+    give(consumer, PARTITION, written(0, [0, 1]))
+    kept = weakref.ref(consumer._fetcher._records[PARTITION]._partition_records)
+    if is_dropped:
+        consumer._subscription.pause(PARTITION)
+    gc.disable()
+    try:
+        assert len(consumer.getbatches_nowait()) == (0 if is_dropped else 1)
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("change", ["seek", "pause"])

@@ -38,6 +38,7 @@ _PARTITION_RECORDS = (
     "_contains_abort_marker",
     "_isolation_level",
     "_records",
+    "_records_iterator",
     "next_fetch_offset",
 )
 _BATCH = (
@@ -290,8 +291,14 @@ class RawBatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is u
             self._fetcher._notify(self._fetcher._wait_consume_future)  # noqa: SLF001
             if is_error:
                 result.check_raise()
-            elif result.check_assignment(partition) and result.has_more():
+                continue
+            of_partition = result._partition_records  # noqa: SLF001
+            if result.check_assignment(partition) and result.has_more():
                 batches += _taken(partition.partition, result)
+            if of_partition is not None:
+                # As the client does when it has read it all: the iterator and the records hold each
+                # other, and with them a megabyte, until the garbage collector comes some day.
+                of_partition._records_iterator = None  # noqa: SLF001
         return batches
 
 
