@@ -17,6 +17,8 @@ from app.config import Settings, describe
 from app.models import Position
 from app.position_codec import encode_heartbeat, encode_position
 from app.simulator import POISON
+from tests.faults.report import read_outcomes, table
+from tests.faults.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -138,3 +140,10 @@ def test_readme_commands_are_all_known() -> None:
         "trade-stream",
     )
     assert {command[0] for command in readme_commands()} == set(known)
+
+
+def test_the_report_of_faults_is_that_of_its_runs() -> None:
+    """Every cell of the table comes from the outcomes beside it, all of which passed."""
+    outcomes = read_outcomes(ROOT / "docs/faults.json")
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+    assert table(outcomes, SCENARIOS) in (ROOT / "docs/faults.md").read_text()
