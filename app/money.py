@@ -122,11 +122,10 @@ def parse_scaled(text: str, scale: int) -> int:
     Raises:
         ValueError: The text is no plain decimal, or has more decimals than the scale.
     """
-    match = _AMOUNT.fullmatch(text)
-    if match is None or len(match.group(3) or "") > scale:
+    whole, _, fraction = text.partition(".")
+    if not _AMOUNT.fullmatch(text) or len(fraction) > scale:
         raise ValueError("not a plain decimal at this scale")
-    amount = int(match.group(2) + (match.group(3) or "").ljust(scale, "0"))
-    return -amount if match.group(1) == "-" else amount
+    return int(whole + fraction) * _POWERS[scale - len(fraction)]
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:

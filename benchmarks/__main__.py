@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -53,7 +54,7 @@ def main(
         bool, typer.Option("--soak", help="live for 12 minutes more, restore with 1,000,000 keys.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON.")] = False,
-    write_docs: Annotated[bool, typer.Option("--write-docs", help="Write docs/.")] = False,
+    write_docs: Annotated[bool, typer.Option("--write-docs", help="Write what was measured into docs/.")] = False,
 ) -> None:
     """Measure trades per second and CPU per trade, ours and others, on a real Kafka."""
     if what == ["instructions"]:
@@ -62,6 +63,8 @@ def main(
     unknown = [name for name in chosen if name not in SUITES]
     if unknown:
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; choose of {', '.join(SUITES)}")
+    if quick and write_docs:
+        raise typer.BadParameter("docs/ tells of full runs: leave out --quick or --write-docs")
     scale = Scale(
         is_quick=quick,
         rounds=rounds or (3 if quick else 7),
@@ -101,7 +104,8 @@ def _measure(chosen: list[str], scale: Scale) -> Result:
             arena = Arena(kafka, Path(folder))
             for name in chosen:
                 say(f"{name} ({time.monotonic() - started:.0f} s so far)")
-                tables.append(dataclasses.asdict(SUITES[name][0](arena, scale)))
+                table = dataclasses.asdict(SUITES[name][0](arena, scale))
+                tables.append({**table, "measured_on": f"{datetime.now(UTC):%Y-%m-%d}"})
                 arena.tidy()
     finally:
         end_all()

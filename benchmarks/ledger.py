@@ -103,7 +103,7 @@ def ledger(arena: Arena, scale: Scale) -> Table:
         " share of the same cores. The counts of the tables are a gate."
     )
     columns = (*Table.columns, ("server CPU s/M", "server_cpu_s_per_million", 2))
-    return Table("ledger", about, rows, entries[0].name, "sink", columns)
+    return Table("ledger", about, rows, entries[0].name, columns=columns)
 
 
 def _entries(arena: Arena, scale: Scale, databases: _Databases) -> Iterator[Entry]:

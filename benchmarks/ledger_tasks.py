@@ -27,6 +27,7 @@ from app.copier import TradeCopier
 from app.embedded.postgres import EmbeddedPostgres
 from app.ledger_codec import read_fills
 from app.ledger_processor import LedgerProcessor
+from app.lifecycle import spare_the_collector
 from app.memory_io import MemoryBroker, MemoryLogReader, MemoryPublisher, MemorySource
 from app.memory_io.broker import MemoryRecord
 from app.ports import LedgerWrite, RecordBatch
@@ -221,6 +222,7 @@ def main(
 ) -> None:
     """Measure them once each, in seconds."""
     configure_logging("ERROR")
+    spare_the_collector()  # as a worker does
     folder = Path(tempfile.mkdtemp(prefix="bench-ledger-tasks-"))
     folder.chmod(0o711)  # PostgreSQL never runs as root
     try:

@@ -21,10 +21,15 @@ def tables(result: Result) -> str:
 def write_docs(result: Result) -> None:
     """Write docs/benchmarks.json, docs/benchmarks.md and the figures.
 
+    Tables that were not measured this time stay as they are there.
+
     Raises:
         ContestantError: The environment that draws cannot be made.
     """
     data = DOCS / "benchmarks.json"
+    earlier = json.loads(data.read_text(encoding="utf-8"))["tables"] if data.exists() else []
+    latest = {table["name"]: table for table in (*earlier, *result["tables"])}
+    result = {**result, "tables": list(latest.values())}
     data.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     figures = DOCS / "benchmarks"
     figures.mkdir(exist_ok=True)
@@ -40,8 +45,7 @@ def _page(result: Result) -> str:
     about = (
         f"Measured on {machine['cores']} cores ({machine['cpu']}), {machine['memory_gb']:.0f} GB,"
         f" {machine['system']}; Python {machine['python']}, Apache Kafka {machine['kafka']};"
-        f" {libraries}. Trades of a full share: {scale['count']:,}. The whole took"
-        f" {result['seconds'] / 60:.0f} minutes.\n"
+        f" {libraries}. Trades of a full share: {scale['count']:,}.\n"
     )
     method = _METHOD.read_text(encoding="utf-8")
     method = method.format(**scale, reference_ms=machine["reference_ms"])
@@ -66,7 +70,7 @@ def _table(table: dict[str, Any]) -> str:
     headings = [heading for heading, *_ in table["columns"]]
     if table["baseline"]:
         headings.append("CPU, the first / it")
-    lines = [f"## {table['name']}", "", table["about"], ""]
+    lines = [f"## {table['name']}", "", f"{table['about']} Measured on {table['measured_on']}.", ""]
     lines.append(f"| {' | '.join([table['label'], 'compared as', 'sink', *headings, ''])} |")
     lines.append(f"| --- | --- | --- | {'---: | ' * len(headings)}--- |")
     lines += [_line(row, table) for row in table["rows"]]

@@ -108,6 +108,18 @@ def _less_cpu(peer: str) -> Target:
     return Target(text, _AT_LEAST, limits[peer], _peer_over_ours("drain", peer, _CPU))
 
 
+def _into_ledger(scope: str, group: str, limit: float) -> Target:
+    text = f"ledger of 5,000,000 trades, IDENTITY={scope}, {group}: trades per second"
+    row = f"{_OURS}, ledger, IDENTITY={scope}, {group}, 5,000,000 trades there"
+    return Target(text, _AT_LEAST, limit, _median("ledger", row, "rate"))
+
+
+def _faster_ledger(peer: str, limit: float) -> Target:
+    text = f"ledger, IDENTITY=full, empty tables: our rate over that of {peer}"
+    ours = f"{_OURS}, ledger, IDENTITY=full, 1 process"
+    return Target(text, _AT_LEAST, limit, _over("ledger", ours, peer, "rate"))
+
+
 TARGETS: Final = (
     Target(
         "drain, no sink: CPU s per million at reference speed",
@@ -216,4 +228,11 @@ TARGETS: Final = (
         0.15,
         _over("layers", "money", "in layers", "cpu_ns"),
     ),
+    _into_ledger("full", "1 process", 70_000),
+    _into_ledger("full", "2 processes", 100_000),
+    _into_ledger("window", "1 process", 120_000),
+    _into_ledger("window", "2 processes", 160_000),
+    _faster_ledger("asyncpg executemany, a batch", 3.0),
+    _faster_ledger("asyncpg INSERT, a trade", 30.0),
+    _faster_ledger("Quix Streams' PostgreSQL sink", 3.0),
 )
