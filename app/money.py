@@ -14,7 +14,7 @@ ONE_E8 = 100_000_000
 LIMIT_E8 = 10**20
 """Exclusive bound of every amount: decimal(20, 8) has 12 integer digits."""
 
-_POWERS = tuple(10**scale for scale in range(4 * SCALE + 1))
+_POWERS: tuple[int, ...] = tuple(10**scale for scale in range(4 * SCALE + 1))
 _STEP = Decimal(1).scaleb(-SCALE)
 # Ours, not the thread's: what a program does to its decimal context changes no amount here.
 _CONTEXT = Context(prec=80, rounding=ROUND_HALF_EVEN)

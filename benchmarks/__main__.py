@@ -54,7 +54,9 @@ def main(
         bool, typer.Option("--soak", help="live for 12 minutes more, restore with 1,000,000 keys.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON.")] = False,
-    write_docs: Annotated[bool, typer.Option("--write-docs", help="Write what was measured into docs/.")] = False,
+    write_docs: Annotated[
+        bool, typer.Option("--write-docs", help="Write what was measured into docs/.")
+    ] = False,
 ) -> None:
     """Measure trades per second and CPU per trade, ours and others, on a real Kafka."""
     if what == ["instructions"]:
