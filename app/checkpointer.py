@@ -15,7 +15,7 @@ import structlog
 from app.checkpoint import FlushResult, PartitionEffects, commit, flush
 from app.config import Settings
 from app.health import Health, Unready
-from app.metrics import ConsumerMetrics
+from app.metrics import ConsumerMetrics, Stage
 from app.ports import Ledger, Publisher, RecordSource
 from app.stats import ConsumerStats
 from app.stores.changelog import Changelog
@@ -49,7 +49,8 @@ class Checkpointer:
     Attributes:
         refused: Partitions with an effect that the broker will never take, and why; the loop's to
             take out and act on. The same holds for `lost`, where another owner has newer state.
-        progress: Rises with everything that was acknowledged.
+        progress: Rises with every commit, and every attempt that failed and is made again. A flush
+            that ends says nothing: an owner that gets no records writes heartbeats all the same.
     """
 
     def __init__(
@@ -109,6 +110,12 @@ class Checkpointer:
         waiting = (partition.effects for partition in self._partitions.values())
         return sum(effects.send_bytes for effects in chain(waiting, self._in_flush.values()))
 
+    def is_settled(self, partition: OpenPartition) -> bool:
+        """Tell whether every effect of a partition so far is acknowledged and committed."""
+        number = partition.number
+        is_working = number in self._in_flush or number in self._in_commit
+        return not (is_working or partition.has_work)
+
     async def until_committed(self) -> None:
         """Wait for the commit that is on its way, so that what is read next is the newest."""
         if self._commit is not None:
@@ -165,6 +172,7 @@ class Checkpointer:
             partition.flushed_s = now_s
             self._in_flush[partition.number] = effects
         if not self._in_flush:
+            self._health.clear(Unready.EFFECTS)  # those that waited may have been abandoned
             return
         self._flush = asyncio.ensure_future(
             flush(
@@ -174,7 +182,7 @@ class Checkpointer:
                 changelog=self._changelog,
                 positions={p.number: p.processor.positions for p in partitions},
                 health=self._health,
-                on_retry=partial(self._metrics.count_retry, "flush"),
+                on_retry=partial(self._note_retry, "flush"),
                 now_ns=self._now_ns,
             )
         )
@@ -191,6 +199,7 @@ class Checkpointer:
                 self._in_commit[partition.number] = acked
                 partition.acked = PartitionEffects(acked.next_offset)
         if not self._in_commit:
+            self._health.clear(Unready.COMMIT)  # what it was about may have been given up
             return
         self._commit_started_s = self._monotonic()
         next_offsets = {number: acked.next_offset for number, acked in self._in_commit.items()}
@@ -199,8 +208,12 @@ class Checkpointer:
         )
         self._commit.add_done_callback(lambda _: self._source.wake())
 
+    def _note_retry(self, stage: Stage) -> None:
+        self._metrics.count_retry(stage)
+        self.progress += 1
+
     def _commit_unanswered(self) -> None:
-        self._metrics.count_retry("commit")
+        self._note_retry("commit")
         self._health.fail(Unready.COMMIT, "a commit is not answered")
 
     # -- ending
@@ -217,7 +230,6 @@ class Checkpointer:
             self._settle_commit(acked, is_committed=ended.result())
 
     def _settle_flush(self, flushed: dict[int, PartitionEffects], result: FlushResult) -> None:
-        self.progress += 1
         self.refused |= result.refused
         self.lost |= result.lost
         if kinds := sum((effects.kinds for effects in flushed.values()), Counter[str]()):
@@ -242,7 +254,6 @@ class Checkpointer:
                 partition.last_write_s = self._monotonic()
             partition.acked.absorb(effects)
             self._note_latency(effects.published_at, result.acked_ns)
-            self._judge_settled(partition)
 
     def _settle_commit(self, acked: dict[int, PartitionEffects], *, is_committed: bool) -> None:
         self._metrics.observe_commit(self._monotonic() - self._commit_started_s)
@@ -269,14 +280,6 @@ class Checkpointer:
                 partition.settled_records += effects.fates.total()
             else:  # not ours any more, or unknown: a later commit covers these fates too
                 partition.acked.absorb(effects)
-            self._judge_settled(partition)
-
-    def _judge_settled(self, partition: OpenPartition) -> None:
-        partition.is_settled = not (
-            partition.has_work
-            or partition.number in self._in_flush
-            or partition.number in self._in_commit
-        )
 
     def _note_latency(self, published_at: list[str], acked_ns: int) -> None:
         for text in published_at:

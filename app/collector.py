@@ -73,7 +73,6 @@ class Collector:
         self._stats.already_applied += result.already_applied
         self._stats.repaired += result.repaired
         partition.next_offset = batch.next_offset
-        partition.is_settled = False
 
     def collect_late(self, partition: OpenPartition, records: Sequence[ParkedRecord]) -> None:
         """Take parked records that were refused; their dead letters leave once that is stored."""
@@ -89,7 +88,6 @@ class Collector:
             }
         )
         partition.effects.note_refusals(refusals.values())
-        partition.is_settled = False
 
     def _dead_letter(
         self, partition: int, record: Record, refusal: Refusal, *, parked_ns: int | None = None

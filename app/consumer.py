@@ -39,7 +39,7 @@ from app.ledger import open_ledger_of
 from app.ledger_processor import LedgerProcessor
 from app.lifecycle import EXIT_NEEDS_PERSON, end_within, run_program, run_with_stop, start_up
 from app.log_faults import LogFaults
-from app.metrics import ConsumerCounts, ConsumerMetrics
+from app.metrics import ConsumerCounts, ConsumerMetrics, Stage
 from app.monitor import monitored
 from app.ports import (
     Ledger,
@@ -66,9 +66,6 @@ CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_PAUSE_S: Final = 0.5
 BOOK_TIMEOUT_S: Final = 5.0
 """Longest wait for the ledger before the past of a position can be read."""
-_WAITS: Final = frozenset(
-    {Unready.BROKER, Unready.EFFECTS, Unready.COMMIT, Unready.LEDGER, Unready.ASSIGNMENT}
-)
 _SEND_BYTES_IN_FLIGHT: Final = 32 * 1024 * 1024
 """Dead letters and re-keyed trades are few or small; where they are not, partitions are paused."""
 
@@ -165,7 +162,7 @@ class TradeConsumer:
         )
         self._is_paused = False
         self._progress_s = monotonic()
-        self._processed = 0
+        self._steps = 0
         self._paused_s = 0.0
         self._health.fail(Unready.ASSIGNMENT, "not a member of the group yet")
 
@@ -173,13 +170,9 @@ class TradeConsumer:
 
     @property
     def progress(self) -> int:
-        """Something that rises with whatever is processed, acknowledged or restored."""
-        return self._processed + self._checkpointer.progress + self._changelog.records_read
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it knows what it waits for: a broker, a person, an assignment."""
-        return bool(self._health.ready().keys() & _WAITS)
+        """Something that rises with whatever moves: records, commits, restores, failed attempts."""
+        restored = self._changelog.records_read + self._takeover.positions_folded
+        return self._steps + self._checkpointer.progress + restored
 
     def is_behind(self, ends: Mapping[int, int]) -> bool:
         """Tell whether a partition of ours that no person has to look at is not committed whole."""
@@ -224,6 +217,7 @@ class TradeConsumer:
         if self._source.is_revoking:
             await self._finish()
             await self._close_all()
+            self._health.fail(Unready.ASSIGNMENT, "the group is sharing out its partitions")
             self._source.confirm_revocation()
         self._settle()
         if self._source.assignment.epoch != self._epoch:
@@ -243,7 +237,7 @@ class TradeConsumer:
                 batches = await self._source.poll(timeout_s=POLL_TIMEOUT_S)
         except TransportError as exc:
             self._health.fail(Unready.BROKER, str(exc))
-            self._metrics.count_retry("poll")
+            self._note_retry("poll")
             self._metrics.count_error("transient", type(exc.__cause__ or exc).__name__)
             log.warning("poll_failed", error=str(exc))
             self._seek_all()
@@ -267,6 +261,11 @@ class TradeConsumer:
         self._report_progress()
         return not batches
 
+    def _note_retry(self, stage: Stage) -> None:
+        """Note an attempt that failed and is made again: it waits, and is not stuck."""
+        self._metrics.count_retry(stage)
+        self._steps += 1
+
     def _refer_to_newest(self) -> None:
         """Mark the next trades by what the file of reference data says by now."""
         if self._reference_file is not None and self._reference_file.look():
@@ -287,7 +286,7 @@ class TradeConsumer:
             self._health.clear(Unready.LEDGER)
         except TransportError as exc:  # the ledger could not be asked: the rest comes again
             self._health.fail(Unready.LEDGER, str(exc))
-            self._metrics.count_retry("ledger")
+            self._note_retry("ledger")
             self._metrics.count_error("transient", type(exc.__cause__ or exc).__name__)
             log.warning("ledger_not_asked", error=str(exc))
             self._seek_all()
@@ -337,7 +336,7 @@ class TradeConsumer:
                 return
         partition.next_offset = batch.next_offset
         partition.unreadable_tries = 0
-        self._processed += 1
+        self._steps += 1
         self._metrics.observe_batch(len(batch.values), self._monotonic() - began_s)
 
     async def _until_booked(self, partition: OpenPartition) -> None:
@@ -454,8 +453,10 @@ class TradeConsumer:
     # -- assignment, restore, gaps
 
     async def _close_all(self) -> None:
+        # What is broken off is not settled: whether it has left, only the log and the ledger know.
+        is_settled = self._checkpointer.is_settled
+        self._left |= {n: p for n, p in self._open.items() if is_settled(p)}
         await self._abandon()
-        self._left |= {n: p for n, p in self._open.items() if p.is_settled}
         for number in list(self._open):
             self._give_up(number)
 
@@ -464,7 +465,6 @@ class TradeConsumer:
         await self._close_all()
         assignment = self._source.assignment
         self._epoch = assignment.epoch
-        self._is_paused = False
         self.stats.rebalances += 1
         self.stats.stopped.clear()
         self._health.clear(Unready.STOPPED_PARTITIONS)
@@ -481,7 +481,7 @@ class TradeConsumer:
         self._health.fail(Unready.RESTORE, "positions are being restored")
 
     async def _take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition | None:
-        """Restore one partition, waiting for a broker; `None` where a person has to decide."""
+        """Restore one partition, however often it takes; `None` where a person has to decide."""
         await self._checkpointer.until_committed()
         while True:
             try:
@@ -491,8 +491,8 @@ class TradeConsumer:
                 return None
             except TransportError as exc:
                 self._health.fail(Unready.RESTORE, str(exc))
-                self._metrics.count_retry("restore")
-                log.warning("restore_waits_for_broker", partition=number, error=str(exc))
+                self._note_retry("restore")
+                log.warning("restore_waits", partition=number, error=str(exc))
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     def _open_restored(self) -> None:
@@ -509,7 +509,7 @@ class TradeConsumer:
                 # What was parked when it was taken over gets its fate here.
                 waiting = partition.consumed_records - partition.settled_records
                 self.stats.uncounted_records -= waiting
-                self._processed += 1
+                self._steps += 1
                 self._source.seek(number, partition.next_offset)
                 if self._is_paused:
                     self._source.pause([number])
@@ -536,7 +536,7 @@ class TradeConsumer:
             ranges = await self._source.offset_ranges(self._open.keys())
         except TransportError as exc:
             log.warning("gap_check_waits_for_broker", error=str(exc))
-            self._metrics.count_retry("gap_check")
+            self._note_retry("gap_check")
             self._seek_all()  # the gap shows again
             await asyncio.sleep(RETRY_PAUSE_S)
             return

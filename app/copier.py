@@ -24,6 +24,7 @@ from app.config import OnGap, Settings
 from app.copy_codec import CopyBlock
 from app.errors import OffsetGapError, TransportError, UnreadableError
 from app.ports import RecordBatch, RecordSource
+from app.quarantine import UnreadableBatch
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,7 @@ _OLD_S: Final = 10.0
 _RETRY_PAUSE_S: Final = 0.5
 _MAX_BACKOFF_S: Final = 5.0
 _UNREADABLE_TRIES: Final = 10
+_NOT_COPIED: Final = "They were not copied: `copy clickhouse --rebuild` begins with what there is"
 
 
 class CopyStore(Protocol):
@@ -120,6 +122,12 @@ class _Partition:
     since_s: float = 0.0
     ready: list[CopyBlock] = field(default_factory=list)
     unreadable_tries: int = 0
+
+    def end_block(self) -> None:
+        """Let what is gathered be written."""
+        if self.block is not None:
+            self.ready.append(self.block)
+            self.block = None
 
 
 class TradeCopier:
@@ -205,7 +213,7 @@ class TradeCopier:
             await self._check_ranges()
             return False
         except UnreadableError as exc:
-            self._note_unreadable(exc)
+            await self._note_unreadable(exc)
             await asyncio.sleep(_RETRY_PAUSE_S)
             return False
         for batch in batches:
@@ -221,8 +229,8 @@ class TradeCopier:
         if partition is None or batch.epoch != self._epoch:
             return  # read for an assignment that is over
         if batch.base_offset > partition.next_offset:
-            lost = f"offsets {partition.next_offset} to {batch.base_offset - 1} are missing"
-            if not self._goes_on(partition, lost, batch.base_offset):
+            why = f"offsets {partition.next_offset} to {batch.base_offset - 1} are missing"
+            if not self._goes_on(partition, f"{why}. {_NOT_COPIED}", batch.base_offset):
                 return
         partition.unreadable_tries = 0
         index = 0
@@ -231,18 +239,19 @@ class TradeCopier:
             is_last = batch.next_offset <= boundary
             last = len(batch.offsets) if is_last else bisect_left(batch.offsets, boundary, index)
             next_offset = batch.next_offset if is_last else boundary
-            block = partition.block
-            if block is None:
-                currency = self._settings.defaults_currency
-                block = CopyBlock(
-                    partition.number, partition.next_offset, default_currency=currency
-                )
-                partition.block, partition.since_s = block, self._monotonic()
-            block.add(batch, index, last, next_offset)
+            self._block_of(partition).add(batch, index, last, next_offset)
             index, partition.next_offset = last, next_offset
             if next_offset == boundary:
-                partition.ready.append(block)
-                partition.block = None
+                partition.end_block()
+
+    def _block_of(self, partition: _Partition) -> CopyBlock:
+        if partition.block is None:
+            currency = self._settings.defaults_currency
+            partition.block = CopyBlock(
+                partition.number, partition.next_offset, default_currency=currency
+            )
+            partition.since_s = self._monotonic()
+        return partition.block
 
     # -- from blocks to the copy
 
@@ -256,8 +265,7 @@ class TradeCopier:
                 has_ended = partition.next_offset >= ends.get(partition.number, 0)
                 age_s = now_s - partition.since_s
                 if is_full or age_s >= (_OLD_AT_END_S if has_ended else _OLD_S):
-                    partition.ready.append(partition.block)
-                    partition.block = None
+                    partition.end_block()
         self._start_write()
 
     def _start_write(self) -> None:
@@ -329,9 +337,7 @@ class TradeCopier:
                     return
                 self._settle()
             for partition in self._open.values():
-                if partition.block is not None:
-                    partition.ready.append(partition.block)
-                    partition.block = None
+                partition.end_block()
             self._start_write()
             if self._writing is None:
                 return
@@ -386,28 +392,20 @@ class TradeCopier:
             self._stop(partition, f"{why}: it is another one. `copy clickhouse --rebuild`")
             return False
         if goes_on < first:
-            lost = f"offsets {goes_on} to {first - 1} are gone from the topic"
-            return self._goes_on(partition, lost, first)
+            why = f"offsets {goes_on} to {first - 1} are gone from the topic"
+            return self._goes_on(partition, f"{why}. {_NOT_COPIED}", first)
         return True
 
-    def _goes_on(self, partition: _Partition, lost: str, at: int) -> bool:
-        """Tell whether a partition goes on without records that nobody can copy any more."""
+    def _goes_on(self, partition: _Partition, why: str, at: int) -> bool:
+        """Tell whether a partition goes on without records that nobody can copy."""
         if self._settings.on_gap is not OnGap.CONTINUE:
-            self._stop(
-                partition,
-                f"{lost} and were not copied. ON_GAP=continue goes on without them,"
-                " `copy clickhouse --rebuild` begins with what the topic holds",
-            )
+            self._stop(partition, f"{why}. ON_GAP=continue goes on at offset {at}")
             return False
-        log.warning("records_missing", partition=partition.number, why=lost)
-        if partition.block is not None:
-            partition.ready.append(partition.block)
-            partition.block = None
+        log.warning("records_missing", partition=partition.number, why=why)
+        # Passed like control records, by a block: the copy itself says that it is beyond them.
+        self._block_of(partition).next_offset = at
         partition.next_offset = at
-        if not partition.ready and not any(
-            block.partition == partition.number for block in self._in_write
-        ):
-            partition.written = at
+        partition.end_block()
         return True
 
     async def _check_ranges(self) -> None:
@@ -421,13 +419,29 @@ class TradeCopier:
             self._judge_range(self._open[number], first, end)
         self._seek_all()
 
-    def _note_unreadable(self, exc: UnreadableError) -> None:
+    async def _note_unreadable(self, exc: UnreadableError) -> None:
         partition = self._open.get(exc.partition)
         if partition is not None:
             partition.unreadable_tries += 1
             if partition.unreadable_tries >= _UNREADABLE_TRIES:
-                self._stop(partition, str(exc))
+                await self._judge_unreadable(partition, str(exc))
         self._seek_all()
+
+    async def _judge_unreadable(self, partition: _Partition, why: str) -> None:
+        """Let a partition go on after a batch that is broken in the log, or stop it."""
+        if not self._source.is_raw:  # a good batch before it fails with it
+            self._stop(partition, f"{why}; to go on, start again with KAFKA_RAW_BATCHES=true")
+            return
+        try:
+            fetched = await self._source.stored_bytes(partition.number, partition.next_offset)
+        except TransportError as exc:  # asked again when it is read again
+            log.warning("poll_failed", error=str(exc))
+            return
+        batch = UnreadableBatch.first_of(fetched, partition.next_offset)
+        if batch.next_offset is None:
+            self._stop(partition, f"{why}, nor where it ends")
+        elif self._goes_on(partition, why, batch.next_offset):
+            partition.unreadable_tries = 0
 
     def _stop(self, partition: _Partition, why: str) -> None:
         log.error("partition_stopped", partition=partition.number, why=why)

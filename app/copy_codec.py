@@ -222,7 +222,7 @@ class CopyBlock:
         default_currency: Currency of a trade that names none.
 
     Attributes:
-        next_offset: Every record before it, from `start` on, is in the block.
+        next_offset: Every record before it, from `start` on, that there is, is in the block.
         rows: How many records are rows.
         refused: How many are not trades that could be read.
     """
@@ -370,6 +370,6 @@ def _amount(amount_e8: int) -> bytes:
 
 
 def _appended(stamps: list[int]) -> "array[int]":
-    if min(stamps) < 0 or max(stamps) > _MAX_APPENDED_MS:
+    if min(stamps, default=0) < 0 or max(stamps, default=0) > _MAX_APPENDED_MS:
         stamps = [min(max(stamp, 0), _MAX_APPENDED_MS) for stamp in stamps]
     return array("q", stamps)

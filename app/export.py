@@ -62,6 +62,7 @@ POSITIONS: Final = (
     Column("mark", "amount"),
     Column("mark_at", "instant", source="mark_ns"),
     Column("trade_count", "long"),
+    Column("method"),
     Column("source_partition", "int"),
     Column("source_offset", "long"),
 )

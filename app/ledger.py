@@ -79,10 +79,15 @@ async def group_offsets(settings: Settings) -> dict[int, int]:
 async def move_group(settings: Settings, next_offsets: Mapping[int, int]) -> None:
     """Let a group that is stopped go on at other offsets; a ledger never goes back.
 
+    The brokers come first, since they refuse while the group has members, and what they have is no
+    more than a hint beside a ledger: until that has followed, nothing goes on elsewhere.
+
     Raises:
-        TransportError: The group has members, or broker or database are away.
-        LedgerError: The database is not fit.
+        TransportError: The group has members, or broker or database are away; doing it again does
+            what is left.
+        LedgerError: The database is not fit; likewise.
     """
+    await commit_offsets(settings, next_offsets)
     if settings.database_url is not None:
         async with open_ledger(settings, await database_url(settings)) as ledger:
             for number, offset in next_offsets.items():
@@ -91,7 +96,6 @@ async def move_group(settings: Settings, next_offsets: Mapping[int, int]) -> Non
                     moved = LedgerWrite(expected=held, next_offset=offset)
                     for why in (await ledger.write({number: moved})).values():
                         raise TransportError(f"partition {number} of the ledger: {why}")
-    await commit_offsets(settings, dict(next_offsets))
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ from app.models import (
     Side,
     TradeEvent,
 )
-from app.money import format_scaled, parse_amount, parse_scaled
+from app.money import AmountError, format_scaled, parse_amount, parse_scaled
 from app.pnl.fills import Correction, Fill
 from app.ports import Headers, ParkedRecord
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
@@ -72,6 +72,9 @@ LOT_COLUMNS: Final = (
     "source_offset",
 )
 STORED_LOT_COLUMNS: Final = LOT_COLUMNS[1:]
+
+_ID_CELL: Final = PLAIN_TRADE_COLUMNS.index("trade_id")
+_ACTION_CELL: Final = TRADE_COLUMNS.index("action")
 
 _OWN_COLUMNS: Final = frozenset(
     {
@@ -230,6 +233,23 @@ class LedgerRows:
         self.refused |= other.refused
 
 
+def changed_trades(plain_lines: Iterable[str], lines: Iterable[str]) -> set[str]:
+    """Give the ids of the trades that rows change and do not begin.
+
+    Args:
+        plain_lines: Of `PLAIN_TRADE_COLUMNS`.
+        lines: Of `TRADE_COLUMNS`.
+    """
+    begun, changed = set[str](), set[str]()
+    for line in lines:
+        cells = line.split("\t")
+        ids = begun if cells[_ACTION_CELL] == Action.NEW else changed
+        ids.add(cells[_ID_CELL])
+    if changed:
+        begun.update(line.split("\t", _ID_CELL + 1)[_ID_CELL] for line in plain_lines)
+    return changed - begun
+
+
 def copy_text(lines: Iterable[str]) -> bytes:
     """Join lines to the bytes that COPY reads."""
     text = "\n".join(lines)
@@ -255,7 +275,24 @@ def _executed_ns(timestamp: str) -> int:
 def _details(event: TradeEvent) -> str:
     """Give the fields that have no column of their own as JSON; of most trades there are none."""
     details = {name: value for name in _MORE_FIELDS if (value := getattr(event, name)) is not None}
+    if event.fees:
+        details["fees"] = [
+            msgspec.structs.replace(fee, amount=_amount_text(fee.amount)) for fee in event.fees
+        ]
+    if event.fx_rate is not None:
+        details["fx_rate"] = _amount_text(event.fx_rate)
     return msgspec.json.encode(details).decode() if details else ""
+
+
+def _amount_text(value: object) -> str:
+    """Write an amount as text that is read as the same amount; what is none, as it was sent.
+
+    A number is rounded when it is read, but text that has as many digits is none of ours.
+    """
+    try:
+        return format_scaled(parse_amount(value)[0])
+    except AmountError:
+        return str(value)
 
 
 def event_of(row: Mapping[str, Any]) -> TradeEvent:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 import msgspec
 
-from app.money import ONE_E8, divide_half_even, to_decimal
+from app.money import ONE_E8, divide_half_even
 
 if TYPE_CHECKING:
     Amount = str | int | float | Decimal
@@ -260,15 +260,3 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     message: str
     kind: str
     error_class: str
-
-
-def position_view(position: Position) -> dict[str, Decimal]:
-    """Show the amounts of a position as exact decimals; only the average price is rounded."""
-    return {
-        "quantity": to_decimal(position.quantity_e8),
-        "average_price": to_decimal(position.average_price_e8),
-        "realized_pnl": to_decimal(position.realized_e24, 24),
-        "unrealized_pnl": to_decimal(position.unrealized_e24, 24),
-        "mark": to_decimal(position.mark_e8),
-        "fees": to_decimal(position.fees_e8),
-    }

@@ -347,7 +347,7 @@ class Ledger(Protocol):
 
         Where a trade of one partition is booked from another one, or is about to be by the same
         call, it is a transaction for each partition. One with a trade that is booked, or was
-        refused as new although it is booked, is refused whole.
+        refused as new although it is booked, or is changed and not there, is refused whole.
 
         Args:
             writes: By partition.

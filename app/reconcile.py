@@ -5,7 +5,8 @@ in no order. A range whose count or sum differs is split, and what is left of it
 row. What is compared lies below what both sides have finished, and is changed by nobody.
 
 A ledger holds booked trades only, so of the copy the rows at other places are taken off first, and
-each of them has to be explained: dead-lettered, or of a trade that is booked at another place.
+each of them has to be explained: dead-lettered, pruned, or of a trade that is booked at another
+place.
 """
 
 import asyncio
@@ -21,8 +22,8 @@ import structlog
 from app.config import Settings
 from app.copy_codec import TRADE_COLUMNS, VERSION_NOT_TOLD, CopyBlock
 from app.ports import LogReader, Record, RecordBatch
-from app.stores.clickhouse import ClickHouseCopy, Digest
-from app.stores.ledger_digests import LedgerDigests
+from app.stores.clickhouse import ClickHouseCopy, CopiedRow, Digest
+from app.stores.ledger_digests import LedgerDigests, Place
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,7 @@ _COLUMNS: Final = tuple(name for name, _ in TRADE_COLUMNS if name != "appended_a
 _MASK: Final = 2**64
 _NOTHING: Final = (0, 0)
 _BEFORE: Final = "before the first record of the ledger"
+_ELSEWHERE: Final = "booked at another place: sent twice, or re-keyed"
 
 
 class Kind(StrEnum):
@@ -165,14 +167,14 @@ class _Table:
     copy: ClickHouseCopy
     name: str
     partition: int
-    without: Mapping[int, int] = field(default_factory=dict)
+    without: Mapping[int, CopiedRow] = field(default_factory=dict)
 
     async def digests(self, start: int, end: int, *, size: int) -> dict[int, Digest]:
         found = await self.copy.digests(self.name, self.partition, start, end, size=size)
-        for offset, number in self.without.items():
+        for offset, row in self.without.items():
             if start <= offset < end:
                 count, total = found[offset // size]
-                found[offset // size] = (count - 1, (total - number) % _MASK)
+                found[offset // size] = (count - 1, (total - row.number) % _MASK)
         return {number: digest for number, digest in found.items() if digest != _NOTHING}
 
     async def texts(self, start: int, end: int) -> dict[int, str]:
@@ -320,7 +322,8 @@ class Reconciler:
         if self._ledger is None:
             await self._fill_check(partition, start, end)
             return await self._compare_with_topic(partition, start, end)
-        return await self._compare_with_ledger(self._ledger, partition, start, end)
+        async with self._ledger.moment():  # what happens to it meanwhile would be half seen
+            return await self._compare_with_ledger(self._ledger, partition, start, end)
 
     async def _compare_with_topic(self, partition: int, start: int, end: int) -> _Found:
         found = _Found()
@@ -343,8 +346,7 @@ class Reconciler:
             found.explained["parked: they wait for another event of their trade"] += len(parked)
         unexplained = {offset: row for offset, row in others.items() if offset not in parked}
         await self._explain(found, ledger, partition, unexplained, letters)
-        without = {offset: number for offset, (_, number) in others.items()}
-        copied = _Table(self._copy, "trades", partition, without)
+        copied = _Table(self._copy, "booked", partition, others)
         booked = _Booked(ledger, partition)
         found.rows += await self._compare_sides(found, partition, copied, booked, start, end)
         found.rows += len(others)
@@ -364,16 +366,19 @@ class Reconciler:
 
     async def _not_booked(
         self, ledger: LedgerDigests, partition: int, start: int, end: int
-    ) -> dict[int, tuple[str, int]]:
+    ) -> dict[int, CopiedRow]:
         """Give the rows of the copy at places where the ledger has booked nothing."""
-        others: dict[int, tuple[str, int]] = {}
+        others: dict[int, CopiedRow] = {}
         for gaps in _by_range(await ledger.gaps(partition, start, end)):
             low, high = gaps[0][0], gaps[-1][1]
             asked = gaps if len(gaps) <= _MAX_GAPS else [(low, high)]
             starts = [begin for begin, _ in gaps]
-            for offset, trade_id, number in await self._copy.rows_in(partition, asked):
-                if offset < gaps[bisect_right(starts, offset) - 1][1]:
-                    others[offset] = (trade_id, number)
+            rows = await self._copy.rows_in(partition, asked)
+            others |= {
+                offset: row
+                for offset, row in rows.items()
+                if offset < gaps[bisect_right(starts, offset) - 1][1]
+            }
         return others
 
     async def _explain(
@@ -381,58 +386,66 @@ class Reconciler:
         found: _Found,
         ledger: LedgerDigests,
         partition: int,
-        others: Mapping[int, tuple[str, int]],
+        others: Mapping[int, CopiedRow],
         letters: Mapping[int, tuple[str, str]],
     ) -> None:
         """Find out why rows are in the copy and not booked at their place."""
-        dead = others.keys() & letters.keys()
-        for offset in sorted(dead):
+        for offset in sorted(others.keys() & letters.keys()):
             reason, kind = letters[offset]
             if kind == "business":  # not by what it says, but by what was there before
                 found.explained["dead-lettered"] += 1
             else:
                 detail = f"the ledger has refused it as {reason}"
                 found.differences.append(Difference(partition, offset, Kind.SURPLUS, detail))
-        rest = {offset: trade_id for offset, (trade_id, _) in others.items() if offset not in dead}
-        booked = await _asked(ledger.booked, sorted(set(rest.values())))
-        known = [offset for offset, trade_id in rest.items() if trade_id in booked]
-        if known:
-            found.explained["booked at another place: sent twice, or re-keyed"] += len(known)
-        open_ids = sorted({trade_id for trade_id in rest.values() if trade_id not in booked})
-        moved = await self._moved(ledger, open_ids)
-        for offset, trade_id in sorted(rest.items()):
-            if trade_id in booked:
-                continue
-            why = moved.get((trade_id, partition, offset))
-            if why is None and offset < self._begins[partition]:
-                why = _BEFORE
-            if why is not None:
-                found.explained[why] += 1
-                continue
-            detail = f"trade {trade_id} is in the copy, and the ledger does not know it"
+        rest = {offset: row for offset, row in others.items() if offset not in letters}
+        noted = await _asked(ledger.noted, sorted({row.trade_id for row in rest.values()}))
+        pruned_ns = await ledger.pruned_ns()
+        unknown: dict[int, str] = {}
+        for offset, row in sorted(rest.items()):
+            if row.trade_id in noted:
+                found.explained[_ELSEWHERE] += 1
+            elif row.new_ns is not None and pruned_ns is not None and row.new_ns <= pruned_ns:
+                found.explained["pruned"] += 1
+            elif offset < self._begins[partition]:
+                found.explained[_BEFORE] += 1
+            else:
+                unknown[offset] = row.trade_id
+        elsewhere = await self._elsewhere(ledger, partition, unknown)
+        found.explained.update(elsewhere.values())
+        for offset in sorted(unknown.keys() - elsewhere.keys()):
+            detail = f"trade {unknown[offset]} is in the copy, and the ledger does not know it"
             found.differences.append(Difference(partition, offset, Kind.SURPLUS, detail))
 
-    async def _moved(
-        self, ledger: LedgerDigests, trade_ids: Sequence[str]
-    ) -> dict[tuple[str, int, int], str]:
-        """Look at the other places of trades that are booked nowhere: re-keyed, and then?"""
-        places: dict[str, list[tuple[int, int]]] = {}
-        for chunk in _chunks(trade_ids, _MAX_IDS):
-            for trade_id, number, offset in await self._copy.places(chunk):
+    async def _elsewhere(
+        self, ledger: LedgerDigests, partition: int, unknown: Mapping[int, str]
+    ) -> dict[int, str]:
+        """Look at the other places of trades whose ids are not noted: sent twice, or re-keyed?"""
+        places: dict[str, list[Place]] = {}
+        booked: set[Place] = set()
+        for chunk in _chunks(sorted(set(unknown.values())), _MAX_IDS):
+            rows = await self._copy.places(chunk)
+            booked |= await ledger.booked([(number, offset) for _, number, offset in rows])
+            for trade_id, number, offset in rows:
                 places.setdefault(trade_id, []).append((number, offset))
-        why: dict[tuple[str, int, int], str] = {}
-        for trade_id, stands in places.items():
-            for own in stands:
-                for number, offset in stands:
-                    if (number, offset) == own or number == own[0]:
-                        continue
-                    if offset >= self._booked_to.get(number, 0):
-                        why[trade_id, *own] = "re-keyed, and not in the ledger yet"
-                    elif await ledger.dead_letters(number, offset, offset + 1):
-                        why[trade_id, *own] = "re-keyed, and dead-lettered there"
-                    elif await ledger.parked(number, offset, offset + 1):
-                        why[trade_id, *own] = "re-keyed, and parked there"
+        why: dict[int, str] = {}
+        for own, trade_id in unknown.items():
+            stands = places.get(trade_id, [])
+            others = [place for place in stands if place[0] != partition]
+            if not booked.isdisjoint(stands):
+                why[own] = _ELSEWHERE
+            elif (told := await self._rekeyed(ledger, others)) is not None:
+                why[own] = told
         return why
+
+    async def _rekeyed(self, ledger: LedgerDigests, places: Sequence[Place]) -> str | None:
+        for number, offset in places:
+            if offset >= self._booked_to.get(number, 0):
+                return "re-keyed, and not in the ledger yet"
+            if await ledger.dead_letters(number, offset, offset + 1):
+                return "re-keyed, and dead-lettered there"
+            if await ledger.parked(number, offset, offset + 1):
+                return "re-keyed, and parked there"
+        return None
 
     async def _compare_sides(  # noqa: PLR0917 - two sides and two ends
         self, found: _Found, partition: int, copied: _Side, there: _Side, start: int, end: int

@@ -1,6 +1,6 @@
 """Positions folded anew at a takeover, where the method by which their book is kept was changed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -30,7 +30,12 @@ class StoredPositions:
 
 
 async def stored_positions(
-    ledger: Ledger, partition: int, next_offset: int | None, *, fifo_books: Collection[str]
+    ledger: Ledger,
+    partition: int,
+    next_offset: int | None,
+    *,
+    fifo_books: Collection[str],
+    on_folded: Callable[[], None],
 ) -> StoredPositions:
     """Read the positions of a partition, each kept by the method of its book.
 
@@ -43,6 +48,7 @@ async def stored_positions(
         partition: Whose positions they are.
         next_offset: Up to where they are booked.
         fifo_books: Books that are kept first in, first out, as of `method_of`.
+        on_folded: Called after each position that is folded anew; there may be many.
 
     Raises:
         OffsetGapError: The trades of a position do not make it, or some are pruned.
@@ -66,6 +72,7 @@ async def stored_positions(
         )
         for why in (await ledger.write({partition: write})).values():
             raise TransportError(f"the ledger takes no position that is folded anew: {why}")
+        on_folded()
     log.info("positions_folded_anew", partition=partition, positions=len(changed))
     return StoredPositions(await ledger.positions(partition), await ledger.lots(partition))
 

@@ -47,8 +47,9 @@ def starting_point(
         covered = max(source_offset + 1, committed or 0)
         raise OffsetGapError(
             f"the topic ends at offset {end}, and this group has processed it up to {covered}: it"
-            " was truncated or made anew. Set a new KAFKA_GROUP_ID and POSITIONS_TOPIC, or stop the"
-            " consumers and run `trade-stream positions rebuild`"
+            " was truncated or made anew. Set a new KAFKA_GROUP_ID and POSITIONS_TOPIC, and with a"
+            " ledger an empty DATABASE_URL; or, without a ledger, stop the consumers and run"
+            " `trade-stream positions rebuild`"
         )
     if committed is None and not has_positions and source_offset < first:
         return StartingPoint(first, is_first_start=True)

@@ -1,7 +1,6 @@
 """What a run counted: plain numbers that add up, and a latency histogram of bounded size."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -39,13 +38,8 @@ class LatencyHistogram:
         """Give the counts by bucket, in ns."""
         return dict(self._buckets)
 
-    def merge(self, buckets: Mapping[str, int]) -> None:
-        """Add what another process counted, as `to_json` of it gave it."""
-        for bucket, count in buckets.items():
-            self._buckets[int(bucket)] += count
-
     def to_json(self) -> dict[str, int]:
-        """Give the counts by bucket (ns), to be merged elsewhere."""
+        """Give the counts by bucket (ns)."""
         return {str(bucket): count for bucket, count in sorted(self._buckets.items())}
 
 

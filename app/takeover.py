@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec.structs import replace
+
 from app.breaker import Breaker
 from app.checkpoint import PartitionEffects
 from app.config import IdentityScope, KeyMismatch, OnGap, Settings
@@ -47,7 +49,6 @@ class OpenPartition:
         flushed_s: Monotonic time at which the last flush with something of it began.
         effects: What is processed and not yet sent.
         acked: What is acknowledged and not yet committed.
-        is_settled: Whether every effect so far is acknowledged and committed.
         consumed_records: Records processed whose fate was open, with those that were parked when it
             was taken over, and `settled_records` how many of them have their fate by a commit.
         breaker: Counts what is refused.
@@ -68,7 +69,6 @@ class OpenPartition:
     flushed_s: float = 0.0
     effects: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
     acked: PartitionEffects = field(default_factory=lambda: PartitionEffects(0))
-    is_settled: bool = True
     consumed_records: int = 0
     settled_records: int = 0
     unreadable_tries: int = 0
@@ -127,7 +127,11 @@ class OpenPartition:
 
 
 class Takeover:
-    """Restores partitions; the arguments are those of `TradeConsumer`."""
+    """Restores partitions; the arguments are those of `TradeConsumer`.
+
+    Attributes:
+        positions_folded: Positions that were folded anew by all takeovers so far.
+    """
 
     def __init__(
         self,
@@ -149,6 +153,7 @@ class Takeover:
         self._settings = settings
         self._reference_file = reference_file
         self._monotonic = monotonic
+        self.positions_folded = 0
 
     async def take_over(self, number: int, kept: OpenPartition | None) -> OpenPartition:
         """Restore one partition, or go on with what is still the newest state.
@@ -184,12 +189,16 @@ class Takeover:
                 raise OffsetGapError(
                     "the ledger has nothing of it, but this group has consumed it before. Stop its"
                     " consumers and run `trade-stream db backfill`, which books what it has"
-                    " consumed; or set a new KAFKA_GROUP_ID and POSITIONS_TOPIC: that starts from"
-                    " the beginning"
+                    " consumed; or set a new KAFKA_GROUP_ID and POSITIONS_TOPIC, and an empty"
+                    " DATABASE_URL: that starts from the beginning"
                 )
             committed = booked  # what Kafka has is a hint, which is mended below
             stored = await stored_positions(
-                self._ledger, number, booked, fifo_books=self._settings.books_by_fifo
+                self._ledger,
+                number,
+                booked,
+                fifo_books=self._settings.books_by_fifo,
+                on_folded=self._note_folded,
             )
             self._prefer(stored, restored)
             lots = stored.lots
@@ -232,10 +241,20 @@ class Takeover:
         partition.effects.positions = {key: restored.positions[key] for key in restored.stale_keys}
         return partition
 
+    def _note_folded(self) -> None:
+        self.positions_folded += 1
+
     @staticmethod
     def _prefer(stored: StoredPositions, restored: Restored) -> None:
         """Put the ledger's state in the place of the changelog's."""
         booked = {position.key: position for position in stored.positions}
+        for key, theirs in restored.positions.items():
+            ours = booked.get(key, Position(theirs.book, theirs.symbol, theirs.currency))
+            if theirs.generation > ours.generation:
+                # Made anew beside the ledger: readers take ours again, or none where it has none.
+                is_ours = replace(ours, generation=theirs.generation) == theirs
+                generation = theirs.generation if is_ours else theirs.generation + 1
+                booked[key] = replace(ours, generation=generation)
         for key, position in booked.items():
             if restored.positions.get(key) != position:
                 restored.stale_keys.add(key)
@@ -257,7 +276,8 @@ class Takeover:
             raise OffsetGapError(
                 "it holds positions whose keys belong to another partition, or others do: the"
                 " number of partitions was changed, or KEY_MISMATCH was `accept`. Set a new"
-                " KAFKA_TOPIC, POSITIONS_TOPIC and KAFKA_GROUP_ID, and publish the trades anew"
+                " KAFKA_TOPIC, POSITIONS_TOPIC and KAFKA_GROUP_ID, and with a ledger an empty"
+                " DATABASE_URL, and publish the trades anew"
             )
 
     async def _claim(self, number: int, first: int) -> tuple[int, int | None]:

@@ -15,7 +15,7 @@ from stdnum.exceptions import ValidationError
 from app.codec import reason_name
 from app.errors import DoubtfulTradeError, InvalidTradeError
 from app.models import MAX_ID_LENGTH, Action, Fee, TradeEvent
-from app.money import ONE_E8, AmountError, parse_amount
+from app.money import LIMIT_E8, ONE_E8, AmountError, parse_amount
 from app.timestamps import NS_PER_S, TimestampError, parse_timestamp
 
 MAX_TEXT_LENGTH: Final = 256
@@ -52,6 +52,8 @@ _TEXT_FIELDS: Final = tuple(
     for name, kind in get_type_hints(TradeEvent).items()
     if kind == str | None and name != "published_at"
 )
+_UNREAD_FIELDS: Final = ("event_time", "fx_rate")
+"""What nobody computes with need be no instant and no amount, but where it is text it is kept."""
 
 
 class CheckedTrade(msgspec.Struct, frozen=True, gc=False):
@@ -213,6 +215,9 @@ def _check_texts(event: TradeEvent) -> None:
         text = getattr(event, field)
         if text is not None:
             _check_text(text, field)
+    for field in _UNREAD_FIELDS:
+        if isinstance(text := getattr(event, field), str):
+            _check_text(text, field)
 
 
 def _check_text(text: object, field: str) -> None:
@@ -259,6 +264,8 @@ def _sum_fees(event: TradeEvent, currency: str, suspects: list[str]) -> int:
             _suspect_once("fee-currency-differs", suspects)
         else:
             total_e8 += amount_e8
+    if abs(total_e8) >= LIMIT_E8:
+        raise InvalidTradeError("fee-amount-out-of-range", "the fees add up to too much")
     return total_e8
 
 

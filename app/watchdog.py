@@ -21,11 +21,7 @@ class Watched(Protocol):
 
     @property
     def progress(self) -> int:
-        """Something that changes with whatever is processed, acknowledged, restored."""
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it knows itself what it waits for: a broker, a person, an assignment."""
+        """Something that changes with whatever moves, or fails and is tried again."""
 
     def is_behind(self, ends: Mapping[int, int]) -> bool:
         """Tell whether there is anything left to do, given where the partitions end."""
@@ -34,8 +30,18 @@ class Watched(Protocol):
 class Watchdog:
     """Ends a worker that is behind and gets nowhere although the brokers answer.
 
-    A broker that is away is no reason: to start again would not bring it back. So the brokers are
-    asked first, by a client of its own, since the worker's may be what is stuck (B10).
+    What counts as progress: a batch that is processed, a commit, a partition that is opened; of one
+    that is being restored each record that is read and each position that is folded anew, so that a
+    restore may take as long as it has to. And an attempt that has failed and is made again: it
+    tells what the worker waits for, a broker or the database, and to start again would not bring
+    that back. Every attempt is bounded, so that what neither ends nor fails is stuck. Heartbeats do
+    not count: they go on while nothing is fetched.
+
+    What counts as behind: a partition that is not committed up to its end, or not open yet, unless
+    a person has to look at it. One that is stuck beside others that move is not found.
+
+    A broker that is away does not always show by an error. So the brokers are asked first, by a
+    client of its own, since the worker's may be what is stuck (B10).
 
     Args:
         watched: The consumer.
@@ -70,13 +76,13 @@ class Watchdog:
         while True:
             await asyncio.sleep(self._timeout_s / _LOOKS)
             now_s = self._monotonic()
-            if self._watched.progress != seen or self._watched.is_waiting:
+            if self._watched.progress != seen:
                 seen, since_s = self._watched.progress, now_s
             elif now_s - since_s >= self._timeout_s:
                 if await self._is_behind():
                     raise StalledError(
-                        f"no progress for {now_s - since_s:.0f} s, although brokers answer and"
-                        f" {self._topic} has more"
+                        f"no progress for {now_s - since_s:.0f} s, although brokers answer and not"
+                        f" all of {self._topic} is restored and processed"
                     )
                 since_s = now_s
 

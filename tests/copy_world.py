@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from app.copy_codec import CopyBlock
 from app.errors import TransportError
 from app.memory_io import Fault, MemoryBroker, MemoryLogReader, MemorySource
 from app.memory_io.faults import no_fault
+from app.ports import RecordBatch
 
 TOPIC: Final = "trades"
 GROUP: Final = "copy"
@@ -24,7 +25,6 @@ class RecordingStore:
     Attributes:
         faults: Says what becomes of a write.
         writes: Ranges of the blocks of each write that was stored, in order.
-        allows_gaps: Whether a block may begin after the end of what is stored.
         answers: Whether writes come to an end at all.
     """
 
@@ -32,7 +32,6 @@ class RecordingStore:
         self.faults: Callable[[str], Fault] = no_fault
         self.writes: list[list[tuple[int, int, int]]] = []
         self.ends: dict[int, tuple[int, int]] = {}
-        self.allows_gaps = False
         self.answers = asyncio.Event()
         self.answers.set()
 
@@ -50,7 +49,7 @@ class RecordingStore:
             self.writes.append([(b.partition, b.start, b.next_offset) for b in blocks])
             for block in blocks:
                 end = self.ends.get(block.partition, (0, block.start))[1]
-                assert self.allows_gaps or block.start <= end
+                assert block.start <= end
                 self.ends[block.partition] = (firsts[block.partition], block.next_offset)
         if fault is not Fault.NONE:
             raise TransportError("write: scripted")
@@ -59,6 +58,32 @@ class RecordingStore:
     def blocks(self) -> list[tuple[int, int, int]]:
         """Every block that was stored, as partition, first offset and next offset."""
         return [block for write in self.writes for block in write]
+
+
+class MarkedSource(MemorySource):
+    """Passes control records without giving them, and may have lost the headers of batches.
+
+    Attributes:
+        control: Partitions and offsets of them.
+        has_headers: Whether what is stored begins with the header of a batch.
+    """
+
+    control: Collection[tuple[int, int]] = ()
+    has_headers = True
+
+    async def poll(self, *, timeout_s: float) -> list[RecordBatch]:
+        """Give what has arrived without them; a batch may have no record left."""
+        return [self._given(batch) for batch in await super().poll(timeout_s=timeout_s)]
+
+    async def stored_bytes(self, partition: int, offset: int) -> bytes:
+        """Give a batch, or bytes that make no sense."""
+        stored = await super().stored_bytes(partition, offset)
+        return stored if self.has_headers else bytes(len(stored))
+
+    def _given(self, batch: RecordBatch) -> RecordBatch:
+        number = batch.partition
+        given = [r for r in batch.records if (number, r.offset) not in self.control]
+        return RecordBatch.of(number, batch.epoch, given, batch.next_offset, batch.base_offset)
 
 
 class LossyStore:
@@ -110,7 +135,7 @@ class LossyStore:
 class Running:
     """One copier with a source of its own, run as a task."""
 
-    source: MemorySource
+    source: MarkedSource
     copier: TradeCopier
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[CopyStats] | None = None
@@ -153,7 +178,7 @@ class CopyWorld:
 
     def copier(self, store: CopyStore | None = None) -> Running:
         """Make a copier, not started."""
-        source = MemorySource(self.broker, TOPIC, GROUP)
+        source = MarkedSource(self.broker, TOPIC, GROUP)
         copier = TradeCopier(
             source=source,
             store=store or self.store,

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from app import copier
+from app.config import OnGap
 from app.copier import BLOCK_OFFSETS
 from app.errors import CopyError
 from app.memory_io import Fault, nth
@@ -240,15 +241,66 @@ async def test_records_that_are_gone_stop_their_partition_alone() -> None:
 
 @virtual_time
 async def test_on_gap_continue_goes_on_behind_the_gap() -> None:
-    """Who has said so gets the rest."""
+    """Who has said so gets the rest, and the copy knows that it is past the gap."""
     world = CopyWorld(on_gap="continue")
-    recording(world).allows_gaps = True
     put(world, 5)
     await world.copy()
     put(world, 10)
     world.broker.delete_records_before(TOPIC, 0, 8)
+    stats = await world.copy()
+    assert stats.rows == 7
+    assert recording(world).blocks == [(0, 0, 5), (0, 5, 8), (0, 8, 10), (0, 10, 15)]
+
+
+@virtual_time
+async def test_a_gap_up_to_the_end_is_passed() -> None:
+    """Where nothing comes after the gap, the copy has caught up with it."""
+    world = CopyWorld(on_gap="continue")
+    put(world, 5)
     await world.copy()
-    assert recording(world).blocks == [(0, 0, 5), (0, 8, 10), (0, 10, 15)]
+    put(world, 10)
+    world.broker.delete_records_before(TOPIC, 0, 15)
+    stats = await world.copy()
+    assert stats.next_offsets == {0: 15, 1: 0}
+    assert recording(world).ends[0] == (0, 15)
+
+
+@virtual_time
+async def test_a_gap_that_is_larger_than_the_buffer_is_passed_during_a_write() -> None:
+    """What retention deletes while the store is slow takes no room, and holds up nobody."""
+    world = CopyWorld(on_gap="continue")
+    store = recording(world)
+    store.answers.clear()
+    running = world.copier()
+    running.source.max_records = 7
+    await running.start()
+    put(world, 10)
+    await until(lambda: running.copier._writing is not None)
+    running.source.pause([0])
+    put(world, 990)
+    world.broker.delete_records_before(TOPIC, 0, 900)
+    running.source.resume([0])
+    await until(lambda: running.copier._open[0].next_offset >= 900)
+    store.answers.set()
+    put(world, 5, partition=1)
+    await until(lambda: (store.ends.get(0), store.ends.get(1)) == ((0, 1000), (0, 5)))
+    stats = await running.finish()
+    assert stats.rows == 115
+
+
+@pytest.mark.parametrize("max_records", [1, 500])
+@virtual_time
+async def test_control_records_are_passed(max_records: int) -> None:
+    """Batches without a record, and ones whose records end before a block does."""
+    world = CopyWorld(partitions=1)
+    put(world, 25)
+    running = world.copier()
+    running.source.max_records = max_records
+    running.source.control = {(0, offset) for offset in (0, 8, 9, 10, 11, *range(18, 25))}
+    await running.start(until_caught_up=True)
+    stats = await running.end()
+    assert (stats.rows, stats.next_offsets) == (13, {0: 25})
+    assert_whole(world)
 
 
 @virtual_time
@@ -287,6 +339,46 @@ async def test_a_batch_that_nobody_can_read_stops_its_partition_alone() -> None:
     await until(lambda: 0 in running.copier.stats.stopped)
     await running.finish()
     assert {n: end for n, (_, end) in recording(world).ends.items()}[1] == 5
+
+
+@virtual_time
+async def test_on_gap_continue_goes_on_after_a_batch_that_nobody_can_read() -> None:
+    """The partition stops until somebody says so, and then everything else of it is copied."""
+    world = CopyWorld(partitions=1)
+    put(world, 25)
+    running = world.copier()
+    running.source.unreadable.add((0, 13))
+    await running.start()
+    await until(lambda: 0 in running.copier.stats.stopped)
+    stats = await running.finish()
+    assert "offset 13 cannot be read" in stats.stopped[0]
+    assert "ON_GAP=continue goes on" in stats.stopped[0]
+    world.settings = world.settings.model_copy(update={"on_gap": OnGap.CONTINUE})
+    running = world.copier()
+    running.source.unreadable.add((0, 13))
+    running.source.faults = nth("stored_bytes", 1)
+    await running.start(until_caught_up=True)
+    stats = await running.end()
+    assert (stats.stopped, stats.next_offsets) == ({}, {0: 25})
+    assert_whole(world)
+
+
+@pytest.mark.parametrize(
+    ("is_raw", "told"), [(True, "where it ends"), (False, "KAFKA_RAW_BATCHES=true")]
+)
+@virtual_time
+async def test_a_batch_whose_end_is_unknown_is_not_passed(*, is_raw: bool, told: str) -> None:
+    """Neither where its header makes no sense nor where another one may be meant."""
+    world = CopyWorld(partitions=1, on_gap="continue")
+    put(world, 5)
+    running = world.copier()
+    running.source.unreadable.add((0, 3))
+    running.source.is_raw = is_raw
+    running.source.has_headers = False
+    await running.start()
+    await until(lambda: 0 in running.copier.stats.stopped)
+    stats = await running.finish()
+    assert told in stats.stopped[0]
 
 
 @virtual_time

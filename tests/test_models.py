@@ -1,14 +1,12 @@
-"""Events, positions and their views: what they hold and what they show."""
+"""Events and positions: what they hold."""
 
-from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.models import Action, Fate, Fee, Position, Side, TradeEvent, position_key, position_view
-from app.money import ONE_E8
+from app.models import Action, Fate, Fee, Position, Side, TradeEvent, position_key
 
 signed = st.integers(-(10**20) + 1, 10**20 - 1)
 
@@ -75,24 +73,3 @@ def test_unrealised_is_value_at_the_mark_less_cost(
 def test_flat_position_has_no_average_price() -> None:
     """Without a quantity there is no average, and 0 is shown for it."""
     assert Position(None, "X").average_price_e8 == 0
-
-
-def test_view_of_a_position_is_exact_decimals() -> None:
-    """Only the average price is rounded; 28 digits are no limit for the others."""
-    position = Position(
-        None,
-        "X",
-        quantity_e8=3 * ONE_E8,
-        open_cost_e24=10**25,
-        realized_e24=123_456_789_012_345_678_901_234_567_890_123_456_789,
-        mark_e8=4 * ONE_E8,
-        fees_e8=-5,
-    )
-    assert position_view(position) == {
-        "quantity": Decimal(3),
-        "average_price": Decimal("3.33333333"),
-        "realized_pnl": Decimal("123456789012345.678901234567890123456789"),
-        "unrealized_pnl": Decimal(2),
-        "mark": Decimal(4),
-        "fees": Decimal("-0.00000005"),
-    }

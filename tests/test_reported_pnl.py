@@ -2,6 +2,7 @@
 
 from datetime import date
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,9 +33,20 @@ def rates(text: str = RATES) -> Rates:
     return parse_rates(text.splitlines(), "USD")
 
 
-def position(*fills: str, currency: str = "EUR", is_pruned: bool = False) -> PositionFills:
+def position(*fills: str, is_pruned: bool = False, **more: Any) -> PositionFills:
     """Give a position of fills in short notation."""
-    return PositionFills("B", "ABC", currency, fills_of(*fills), is_pruned)
+    return made_of(fills_of(*fills), is_pruned=is_pruned, **more)
+
+
+def made_of(
+    fills: list[Fill],
+    *,
+    currency: str = "EUR",
+    method: CostMethod = CostMethod.AVERAGE,
+    is_pruned: bool = False,
+) -> PositionFills:
+    """Give a position of fills."""
+    return PositionFills("B", "ABC", currency, method, fills, is_pruned)
 
 
 def dollars(amount_e32: int | None) -> Fraction | None:
@@ -44,7 +56,7 @@ def dollars(amount_e32: int | None) -> Fraction | None:
 
 def test_the_price_and_the_currency_bring_their_parts() -> None:
     """The worked case: bought 100 at EUR 10 at 1.10, sold at EUR 11 at 1.20."""
-    found = convert_position(position("B100@10", "S100@11"), rates(), CostMethod.AVERAGE)
+    found = convert_position(position("B100@10", "S100@11"), rates())
     assert found.converted is not None
     parts = (found.converted.realized_e32, found.converted.unrealized_e32, found.converted.fx_e32)
     assert [dollars(part) for part in parts] == [120, 0, 100]
@@ -53,7 +65,7 @@ def test_the_price_and_the_currency_bring_their_parts() -> None:
 
 def test_what_is_open_is_worth_the_last_trade_at_the_newest_rate() -> None:
     """Also where the newest rate is of a later day than any trade; both are named."""
-    found = convert_position(position("B100@10", "B50@12 1"), rates(), CostMethod.AVERAGE)
+    found = convert_position(position("B100@10", "B50@12 1"), rates())
     assert found.converted is not None
     assert found.mark is not None
     assert found.rate is not None
@@ -68,7 +80,7 @@ def test_what_is_open_is_worth_the_last_trade_at_the_newest_rate() -> None:
     "unknown",
     [
         position("B100@10", "S100@11", currency="GBP"),  # no rate at all
-        PositionFills("B", "ABC", "EUR", [replace(fills_of("B1@1")[0], time_ns=0)]),
+        made_of([replace(fills_of("B1@1")[0], time_ns=0)]),
         position("B100@10", is_pruned=True),
         position(is_pruned=True),
     ],
@@ -76,15 +88,15 @@ def test_what_is_open_is_worth_the_last_trade_at_the_newest_rate() -> None:
 )
 def test_what_is_not_known_is_nothing_rather_than_a_wrong_number(unknown: PositionFills) -> None:
     """Of a whole position: a part of its fills says nothing about it."""
-    assert convert_position(unknown, rates(), CostMethod.AVERAGE).converted is None
+    assert convert_position(unknown, rates()).converted is None
     assert explain_position(unknown, DAY, rates()).explanation is None
 
 
 def test_multipliers_that_meet_in_the_order_of_execution_are_not_added() -> None:
     """The log had a flat position between them; the order of execution has not."""
     first, second = fills_of("B1@1", "B1@1")
-    mixed = PositionFills("B", "ABC", "EUR", [first, replace(second, multiplier_e8=5 * 10**8)])
-    assert convert_position(mixed, rates(), CostMethod.AVERAGE).converted is None
+    mixed = made_of([first, replace(second, multiplier_e8=5 * 10**8)])
+    assert convert_position(mixed, rates()).converted is None
 
 
 def test_a_day_has_fx_of_what_was_open_and_of_what_was_paid() -> None:
@@ -110,13 +122,24 @@ def test_a_day_has_fx_of_what_was_open_and_of_what_was_paid() -> None:
     assert (found.first_mark, found.mark) != (None, None)
 
 
+def test_a_position_is_split_by_its_own_method() -> None:
+    """First in, first out, the share that is sold was the cheap one; by average, half of both."""
+    fills = fills_of("B100@10", "B100@20", "S100@20")
+    fifo = convert_position(made_of(fills, method=CostMethod.FIFO), rates()).converted
+    average = convert_position(made_of(fills), rates()).converted
+    assert fifo is not None
+    assert average is not None
+    assert fifo.realized_e32 > average.realized_e32
+    assert fifo.net_e32 == average.net_e32
+
+
 def test_a_sum_with_an_unknown_part_is_unknown() -> None:
     """Whatever else is known, and of whichever position it is."""
     known, unknown = position("B100@10", "S40@12"), position("B1@1", currency="GBP")
     days = [explain_position(one, DAY, rates()).explanation for one in (known, unknown)]
     assert summed(days) is None
     assert summed(days[:1]) == days[0]
-    worth = [convert_position(one, rates(), CostMethod.FIFO).converted for one in (known, unknown)]
+    worth = [convert_position(one, rates()).converted for one in (known, unknown)]
     assert combined(worth) is None
     assert combined(worth[:1]) == worth[0]
 
@@ -138,12 +161,10 @@ def test_a_day_leads_from_one_total_to_the_next(
     ends_ns = [START_NS + (day.toordinal() - date(2025, 12, 31).toordinal()) * DAY_NS - 1
                for day in (first, second)]  # fmt: skip
     known = [fill for fill in fills if fill.time_ns <= ends_ns[1]]
-    found = explain_position(
-        PositionFills("B", "ABC", "EUR", known), Day(first, second), given_rates
-    )
+    found = explain_position(made_of(known), Day(first, second), given_rates)
     totals = []
     for end_ns in ends_ns:
-        until = PositionFills("B", "ABC", "EUR", [f for f in known if f.time_ns <= end_ns])
+        until = made_of([f for f in known if f.time_ns <= end_ns])
         total = Fraction(0)
         for fill in until.fills:
             rate = given_rates.at("EUR", fill.time_ns)

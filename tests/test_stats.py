@@ -45,14 +45,6 @@ def test_histogram_stays_small() -> None:
     assert len(histogram([7**n for n in range(22)] + list(range(20_000))).to_json()) < 1_500
 
 
-@given(durations, durations)
-def test_merged_histograms_are_those_of_all_samples(one: list[int], two: list[int]) -> None:
-    """Workers count apart, and their sum goes over JSON without a loss."""
-    merged = histogram(one)
-    merged.merge(json.loads(json.dumps(histogram(two).to_json())))
-    assert merged.to_json() == histogram(one + two).to_json()
-
-
 def test_stats_of_a_run_are_plain_json() -> None:
     """Counts, rates and what is stopped come out as documented; zero fates are left out."""
     stats = ConsumerStats(first_ns=1_000_000_000, last_ns=3_000_000_000)

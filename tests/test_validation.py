@@ -153,6 +153,11 @@ def test_side_gives_the_sign(side: str, sign: int) -> None:
         ({"fees": [Fee(amount="1", currency=3)]}, "fee-currency-wrong-type"),  # type: ignore[arg-type]
         ({"fees": [Fee(amount="1", type="a\x00")]}, "fee-type-bad-character"),
         ({"fees": [Fee(amount="1", type="a" * 257)]}, "fee-type-too-long"),
+        ({"fees": [Fee(amount="999999999999")] * 2}, "fee-amount-out-of-range"),
+        ({"fees": [Fee(amount="-999999999999")] * 2}, "fee-amount-out-of-range"),
+        ({"event_time": "noon\x00"}, "event-time-bad-character"),
+        ({"event_time": "a" * 257}, "event-time-too-long"),
+        ({"fx_rate": "\x00"}, "fx-rate-bad-character"),
         ({"account": "A\x00"}, "account-bad-character"),
         ({"account": "A" * (MAX_TEXT_LENGTH + 1)}, "account-too-long"),
         ({"isin": 5}, "isin-wrong-type"),

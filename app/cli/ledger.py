@@ -181,10 +181,10 @@ def _exported(
 
 async def _positions(reader: LedgerReader, filters: Filters) -> AsyncGenerator[Sequence[Row], None]:
     async for piece in reader.positions(filters):
-        yield [_position_row(number, position) for number, position in piece]
+        yield [_position_row(*one) for one in piece]
 
 
-def _position_row(partition: int, position: Position) -> dict[str, Any]:
+def _position_row(partition: int, position: Position, method: str) -> dict[str, Any]:
     return {
         "book": position.book,
         "symbol": position.symbol,
@@ -199,6 +199,7 @@ def _position_row(partition: int, position: Position) -> dict[str, Any]:
         "mark": to_decimal(position.mark_e8),
         "mark_ns": position.mark_ns,
         "trade_count": position.trade_count,
+        "method": method,
         "source_partition": partition,
         "source_offset": position.source_offset,
     }

@@ -132,7 +132,7 @@ async def print_rows(
     write = sys.stdout.write
     async for rows in pieces:
         if form is Form.CSV:
-            if not count:
+            if rows and not count:
                 write(csv_text([{name: name for name in rows[0]}]))
             write(csv_text(rows))
         else:

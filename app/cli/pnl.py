@@ -26,7 +26,6 @@ from app.cli.ledger_output import (
 from app.errors import ConfigError
 from app.money import to_decimal
 from app.pnl.daily import Day, Explained, explain_activity, summed
-from app.pnl.fills import method_of
 from app.pnl.rates import Rates, parse_rates
 from app.pnl.reported import Reported, convert_position, explain_position
 from app.pnl.valuation import LAST_TRADE, Mark, combined
@@ -101,10 +100,7 @@ def pnl(
         if asked is not None:
             found = _day_rows(await _explained(reader, filters, asked, rates), by, rates)
         elif rates is not None:
-            positions = [
-                convert_position(one, rates, method_of(one.book, settings.books_by_fifo))
-                async for one in reader.fills(filters)
-            ]
+            positions = [convert_position(one, rates) async for one in reader.fills(filters)]
             found = _converted_rows(positions, by, rates)
         else:
             async for piece in reader.pnl(filters, by.value):

@@ -28,13 +28,14 @@ from app.cli.ledger_output import (
     time_ns,
 )
 from app.config import Settings
-from app.errors import TopicError
+from app.errors import ConfigError, TopicError
 from app.kafka_io.connect import open_publisher, until_connected
 from app.kafka_io.groups import commit_offsets, committed_offsets
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.partitioner import KeyPartitioner
 from app.ledger import open_reader_of
 from app.lifecycle import run_with_stop, start_up
+from app.models import Position
 from app.position_codec import (
     PositionRecord,
     decode_position_record,
@@ -51,6 +52,11 @@ from app.views import PositionsView
 app = typer.Typer(help="Positions and PnL.", invoke_without_command=True)
 
 _INTERVAL_S = 1.0
+_FOLLOWS = (
+    "DATABASE_URL: the positions topic follows the ledger, and is not made anew from the trades:"
+    " restart the consumers, which write what it lacks; or set a new POSITIONS_TOPIC, which they"
+    " fill"
+)
 _AMOUNTS = {"quantity", "average_price", "realized_pnl", "unrealized_pnl", "mark", "fees"}
 
 
@@ -120,20 +126,20 @@ async def _from_ledger(settings: Settings, filters: Filters, connect_timeout_s: 
     async with open_reader_of(settings, connect_timeout_s=connect_timeout_s) as reader:
         owner = await reader.owner() or Owner("", "")
         async for piece in reader.positions(filters):
-            records = [
-                encode_position(position, group=owner.group, topic=owner.topic, partition=number)
-                for number, position in piece
-            ]
-            yield [_ledger_row(decode_position_record(record)) for record in records]
+            yield [_ledger_row(owner, *one) for one in piece]
 
 
-def _ledger_row(record: PositionRecord) -> dict[str, Any]:
+def _ledger_row(owner: Owner, partition: int, position: Position, method: str) -> dict[str, Any]:
+    record = decode_position_record(
+        encode_position(position, group=owner.group, topic=owner.topic, partition=partition)
+    )
     row = position_json(record)
     source = row.pop("source")
     more = {
         "currency": record.currency,
         "mark_at": record.mark_time,
         "trade_count": record.trade_count,
+        "method": method,
     }
     return {**row, **more, "source": source}
 
@@ -190,14 +196,19 @@ def rebuild(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT_S,
 ) -> None:
-    """Make the positions anew from the trades; stop the consumers of the group first."""
+    """Make the positions anew from the trades; stop the consumers of the group first.
+
+    Not with a ledger: what is in the topic is a copy of it.
+    """
+    settings = start_up()
+    if settings.database_url is not None:
+        raise ConfigError([_FOLLOWS])
     if not yes:
         typer.confirm(
             "Replay the trades from their beginning and replace the positions?", abort=True
         )
 
     async def run(stop: asyncio.Event) -> list[RebuiltPartition]:
-        settings = start_up()
         reference = reference_of(settings)
         async with open_publisher(settings, stop, connect_timeout_s=connect_timeout) as publisher:
             reader = KafkaLogReader(settings)

@@ -52,17 +52,18 @@ class KafkaLogReader:
         """Give the records of a partition from `start` up to, not including, `end`.
 
         Raises:
-            TransportError: A broker does not answer, or nothing has come for 30 s.
+            TopicError: The name of a header is no text.
+            TransportError: A broker does not answer, what it gives has a wrong checksum, or nothing
+                has come for 30 s.
         """
         if start >= end:
             return
         tp = TopicPartition(topic, partition)
+        position, idle_ms = start, 0
         consumer = await self._connected()
         try:
             consumer.assign([tp])
             consumer.seek(tp, start)
-            idle_ms = 0
-            position = start
             while position < end:
                 before = position
                 for batch in await consumer.getbatches(timeout_ms=_POLL_MS):
@@ -76,6 +77,11 @@ class KafkaLogReader:
                     raise TransportError(f"{topic} partition {partition} stalls at {position}")
         except CLIENT_ERRORS as exc:
             raise transport_error(f"cannot read {topic}", self._settings, exc) from exc
+        except UnicodeDecodeError as exc:
+            raise TopicError(
+                f"{topic} partition {partition} cannot be read from offset {position} on: the name"
+                " of a header is no text"
+            ) from exc
         finally:
             await consumer.stop()
 

@@ -15,6 +15,7 @@ from app.ledger_codec import (
     PLAIN_TRADE_COLUMNS,
     STORED_LOT_COLUMNS,
     TRADE_COLUMNS,
+    changed_trades,
     event_of,
     gone_lots,
     lot_lines,
@@ -141,8 +142,8 @@ class MemoryLedger:
                 lost[number] = f"the ledger is at offset {held}, not at {write.expected}"
             elif held == write.next_offset != write.expected:
                 continue  # stored before
-            elif self._notes_ids and self._database.versions.keys() & write.refused_new:
-                lost[number] = "refused as new, and booked"
+            elif self._notes_ids and self._is_misjudged(write):
+                lost[number] = "refuses as new what is booked, or changes what is not"
             else:
                 new[number] = write
         keys = [_version_key(row) for write in new.values() for row in _trades(write)]
@@ -160,6 +161,11 @@ class MemoryLedger:
         for number, write in new.items():
             self._store(number, write)
         return lost
+
+    def _is_misjudged(self, write: LedgerWrite) -> bool:
+        booked = self._database.versions.keys()
+        changed = changed_trades(write.plain_trades, write.trades)
+        return bool(booked & write.refused_new or changed - booked)
 
     def _store(self, number: int, write: LedgerWrite) -> None:
         database = self._database

@@ -23,6 +23,7 @@ class PositionFills:
         book: Of the position, if it has one.
         symbol: Of the position.
         currency: Of its trades.
+        method: How its costs are kept.
         fills: In the order of their execution.
         is_pruned: Whether there were others, of which only sums are left: what needs each of them
             is unknown.
@@ -31,6 +32,7 @@ class PositionFills:
     book: str | None
     symbol: str
     currency: str
+    method: CostMethod
     fills: list[Fill]
     is_pruned: bool = False
 
@@ -68,7 +70,7 @@ class Reported:
     rate: Mark | None
 
 
-def convert_position(position: PositionFills, rates: Rates, method: CostMethod) -> Reported:
+def convert_position(position: PositionFills, rates: Rates) -> Reported:
     """Value a position in the reporting currency, by its last trade and the newest rate."""
     is_open = sum(fill.signed_quantity_e8 for fill in position.fills) != 0
     mark = position.mark() if is_open else None
@@ -77,7 +79,7 @@ def convert_position(position: PositionFills, rates: Rates, method: CostMethod) 
     converted = None
     if fills is not None:
         with suppress(InvalidTradeError):
-            converted = convert(fills, method, mark=mark, rate=rate)
+            converted = convert(fills, position.method, mark=mark, rate=rate)
     return Reported(
         book=position.book,
         symbol=position.symbol,

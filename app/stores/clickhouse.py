@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
@@ -59,18 +59,22 @@ _TRANSIENT_CODES: Final = frozenset(
         *(499, 517, 519, 533, 574, 588, 665, 667, 692, 694, 700, 707, 710, 722, 723, 999),
     }
 )
+_TIME: Final = "toString(toUnixTimestamp64Nano(executed_at))"
 _TEXT_OF_TRADE: Final = """concatWithSeparator('\\t', toString(source_partition),
  toString(source_offset), trade_id, toString(version), toString(action), book, symbol,
  toString(side), toString(price), toString(quantity), toString(multiplier), toString(fee),
- currency, toString(toUnixTimestamp64Nano(executed_at)))"""
+ currency, {time})"""
 _TEXT_OF_REFUSAL: Final = """concatWithSeparator('\\t', toString(source_partition),
  toString(source_offset), reason)"""
 _TEXTS: Final = {
-    "trades": _TEXT_OF_TRADE,
-    "check_trades": _TEXT_OF_TRADE,
+    "trades": _TEXT_OF_TRADE.format(time=_TIME),
+    "check_trades": _TEXT_OF_TRADE.format(time=_TIME),
     "refused": _TEXT_OF_REFUSAL,
     "check_refused": _TEXT_OF_REFUSAL,
+    "booked": _TEXT_OF_TRADE.format(time=f"if(action = 'NEW', {_TIME}, '')"),
 }
+_TABLE_OF: Final = {"booked": "trades"}
+"""What is hashed: a table, or `booked`, the trades as a ledger books them."""
 _REVISED: Final = {
     "trades": [name for name, _ in TRADE_COLUMNS],
     "refused": [name for name, _ in REFUSAL_COLUMNS],
@@ -78,6 +82,20 @@ _REVISED: Final = {
 
 Digest = tuple[int, int]
 """Number of rows, and the sum of their hashes modulo 2^64: the same for the same rows only."""
+
+
+class CopiedRow(NamedTuple):
+    """A row of the copy.
+
+    Attributes:
+        trade_id: Of its trade.
+        number: Hash of its text, as a ledger books it.
+        new_ns: When its trade was executed, in nanoseconds since 1970; `None` of a change.
+    """
+
+    trade_id: str
+    number: int
+    new_ns: int | None
 
 
 def default_data_dir() -> Path:
@@ -201,7 +219,8 @@ class ClickHouseCopy:
     ) -> dict[int, Digest]:
         """Give the digest of each range of `size` offsets that holds rows, by its number."""
         rows = await self._query(
-            f"SELECT intDiv(source_offset, {size}), count(), sum({_hash(table)}) FROM {table} FINAL"  # noqa: S608 - names and numbers of our own
+            f"SELECT intDiv(source_offset, {size}), count(), sum({_hash(table)})"  # noqa: S608 - names and numbers of our own
+            f" FROM {_TABLE_OF.get(table, table)} FINAL"
             f" WHERE {_place(partition, start, end)} GROUP BY 1"
         )
         return {number: (count, total % 2**64) for number, count, total in rows}
@@ -209,17 +228,17 @@ class ClickHouseCopy:
     async def texts(self, table: str, partition: int, start: int, end: int) -> dict[int, str]:
         """Give the text of each row that is hashed, by offset."""
         rows = await self._query(
-            f"SELECT source_offset, {_TEXTS[table]} FROM {table} FINAL"  # noqa: S608 - names and numbers of our own
+            f"SELECT source_offset, {_TEXTS[table]} FROM {_TABLE_OF.get(table, table)} FINAL"  # noqa: S608 - names and numbers of our own
             f" WHERE {_place(partition, start, end)}"
         )
         return dict(rows)
 
     async def rows_in(
         self, partition: int, gaps: Sequence[tuple[int, int]]
-    ) -> list[tuple[int, str, int]]:
-        """Give offset, trade id and hash of the rows in some ranges of a partition."""
+    ) -> dict[int, CopiedRow]:
+        """Give the rows in some ranges of a partition, by offset."""
         if not gaps:
-            return []
+            return {}
         whole = _place(partition, gaps[0][0], gaps[-1][1])
         singles = [str(start) for start, end in gaps if end - start == 1]
         wide = [f"source_offset BETWEEN {a} AND {b - 1}" for a, b in gaps if b - a > 1]
@@ -227,10 +246,11 @@ class ClickHouseCopy:
             [*wide, *([f"source_offset IN ({', '.join(singles)})"] if singles else [])]
         )
         rows = await self._query(
-            f"SELECT source_offset, trade_id, {_hash('trades')} FROM trades FINAL"  # noqa: S608 - names and numbers of our own
-            f" WHERE {whole} AND ({chosen})"
+            f"SELECT source_offset, trade_id, {_hash('booked')},"  # noqa: S608 - names and numbers of our own
+            " if(action = 'NEW', toUnixTimestamp64Nano(executed_at), NULL)"
+            f" FROM trades FINAL WHERE {whole} AND ({chosen})"
         )
-        return [(offset, trade_id, number % 2**64) for offset, trade_id, number in rows]
+        return {o: CopiedRow(trade_id, number % 2**64, ns) for o, trade_id, number, ns in rows}
 
     async def places(self, trade_ids: Sequence[str]) -> list[tuple[str, int, int]]:
         """Give id, partition and offset of every row of some trades."""

@@ -6,12 +6,19 @@ from typing import Any, Final
 
 import asyncpg
 
-from app.errors import LedgerError, TransportError
-from app.stores.database import new_pool
+from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, explained
+from app.stores.migrate import Connection
 
+_SESSION: Final = {
+    "application_name": "trade-stream-reconcile",
+    "timezone": "UTC",
+    "default_transaction_read_only": "on",
+    "jit": "off",
+}
+# A change is booked with the time of its trade: its own is in the topic and in the copy alone.
 _TEXT: Final = r"""concat_ws(E'\t', source_partition, source_offset, trade_id, version, action,
  coalesce(book, ''), symbol, side, trim_scale(price), trim_scale(quantity), trim_scale(multiplier),
- trim_scale(fee), currency, executed_ns)"""
+ trim_scale(fee), currency, CASE action WHEN 'NEW' THEN executed_ns::text ELSE '' END)"""
 _HASH: Final = f"('x' || left(md5({_TEXT}), 16))::bit(64)::bigint"
 _PLACE: Final = "source_partition = $1 AND source_offset >= $2 AND source_offset < $3"
 _BEGINS: Final = """
@@ -32,20 +39,42 @@ SELECT source_offset + 1, next FROM (
           UNION ALL SELECT source_offset FROM trades WHERE {_PLACE}) places
 ) pairs WHERE next > source_offset + 1 ORDER BY 1
 """  # noqa: S608 - likewise
-_BOOKED: Final = """
-SELECT DISTINCT trade_id FROM trades WHERE trade_id = ANY($1::text[])
+# By the keys of both tables: nothing finds a trade by its id where no id is noted.
+_NOTED: Final = """
+SELECT DISTINCT trade_id FROM trade_versions JOIN trades USING (
+    trade_id, version, source_partition, source_offset
+) WHERE trade_id = ANY($1::text[])
 """
+_BOOKED: Final = """
+SELECT source_partition, source_offset FROM trades
+JOIN unnest($1::integer[], $2::bigint[]) AS asked (source_partition, source_offset)
+USING (source_partition, source_offset)
+"""
+_PRUNED: Final = "SELECT max(last_ns) FROM carried_forward"
 _PARKED: Final = f"SELECT source_offset FROM parked_events WHERE {_PLACE}"  # noqa: S608 - likewise
 _LETTERS: Final = f"SELECT source_offset, reason, kind FROM dead_letters WHERE {_PLACE}"  # noqa: S608 - likewise
 
 Digest = tuple[int, int]
+Place = tuple[int, int]
+"""Partition and offset."""
 
 
 class LedgerDigests:
     """Reads the ledger; made by `open_digests`."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def moment(self) -> AsyncIterator[None]:
+        """Let everything that is asked within be of one moment.
+
+        Raises:
+            TransportError: The database is away.
+        """
+        with explained():
+            async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+                yield
 
     async def ranges(self) -> dict[int, tuple[int, int]]:
         """Give, by partition, the first offset that is in the ledger and its next offset."""
@@ -67,9 +96,19 @@ class LedgerDigests:
         """Give the ranges of offsets at which nothing was booked, in order."""
         return [(a, b) for a, b in await self._fetch(_GAPS, partition, start, end)]
 
-    async def booked(self, trade_ids: Sequence[str]) -> set[str]:
-        """Give those of some trades that are booked, wherever."""
-        return {row[0] for row in await self._fetch(_BOOKED, list(trade_ids))}
+    async def noted(self, trade_ids: Sequence[str]) -> set[str]:
+        """Give those of some trades that are booked, wherever; none where no id is noted."""
+        return {row[0] for row in await self._fetch(_NOTED, list(trade_ids))}
+
+    async def booked(self, places: Sequence[Place]) -> set[Place]:
+        """Give those of some places at which a trade is booked."""
+        partitions, offsets = [place[0] for place in places], [place[1] for place in places]
+        return {(a, b) for a, b in await self._fetch(_BOOKED, partitions, offsets)}
+
+    async def pruned_ns(self) -> int | None:
+        """Give when the last trade was executed that was pruned, in nanoseconds since 1970."""
+        last_ns: int | None = (await self._fetch(_PRUNED))[0][0]
+        return last_ns
 
     async def parked(self, partition: int, start: int, end: int) -> set[int]:
         """Give the offsets of the events that wait for another one of their trade."""
@@ -83,13 +122,8 @@ class LedgerDigests:
         return {offset: (reason, kind) for offset, reason, kind in rows}
 
     async def _fetch(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
-        try:
-            async with self._pool.acquire() as connection:
-                return [tuple(row) for row in await connection.fetch(statement, *arguments)]
-        except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
-            raise LedgerError(f"{exc}: run `trade-stream db migrate`") from exc
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
-            raise TransportError(f"the ledger's database: {exc}") from exc
+        with explained():
+            return [tuple(row) for row in await self._connection.fetch(statement, *arguments)]
 
 
 @asynccontextmanager
@@ -97,13 +131,15 @@ async def open_digests(url: str) -> AsyncIterator[LedgerDigests]:
     """Connect to the database of a ledger, to read it.
 
     Raises:
+        LedgerError: Its user may not.
         TransportError: It is away.
     """
+    with explained():
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=_SESSION)
     try:
-        pool = await new_pool(url)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
-        raise TransportError(f"the ledger's database: {exc}") from exc
-    try:
-        yield LedgerDigests(pool)
+        yield LedgerDigests(connection)
     finally:
-        await pool.close()
+        try:
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()

@@ -14,7 +14,7 @@ from typing import Any, Final
 import asyncpg
 
 from app.ledger_codec import POSITION_COLUMNS, read_position
-from app.models import Position
+from app.models import CostMethod, Position
 from app.money import parse_scaled
 from app.pnl.daily import Activity, Day
 from app.pnl.fills import Fill
@@ -158,13 +158,16 @@ FROM sums
 _NO_END_NS: Final = 2**63 - 1
 _FILLS: Final = f"""
 SELECT * FROM (
-    SELECT book, symbol, currency, trade_id, executed_ns, source_partition,
-        {_PLACE} AS source_offset, {SIGN} * quantity AS quantity, price, multiplier, fee
-    FROM fills WHERE executed_ns <= $1
-    UNION ALL
-    -- What was pruned has no trade id any more: that there was something is all that counts.
-    SELECT book, symbol, currency, NULL, last_ns, source_partition, last_offset, 0, 0, 1, 0
-    FROM carried_forward
+    SELECT f.*, coalesce(p.method, 'average') AS method FROM (
+        SELECT book, symbol, currency, trade_id, executed_ns, source_partition,
+            {_PLACE} AS source_offset, {SIGN} * quantity AS quantity, price, multiplier, fee
+        FROM fills WHERE executed_ns <= $1
+        UNION ALL
+        -- What was pruned has no trade id any more: that there was something is all that counts.
+        SELECT book, symbol, currency, NULL, last_ns, source_partition, last_offset, 0, 0, 1, 0
+        FROM carried_forward
+    ) AS f LEFT JOIN positions p ON p.source_partition = f.source_partition
+        AND p.symbol = f.symbol AND p.book IS NOT DISTINCT FROM f.book
 ) AS of_positions
 """  # noqa: S608 - names of our own
 
@@ -252,14 +255,19 @@ class LedgerReader:
         if places is not None:
             statement.where("source_partition = {} AND source_offset = ANY({}::bigint[])", *places)
 
-    async def positions(self, filters: Filters) -> AsyncGenerator[list[tuple[int, Position]], None]:
-        """Give positions with their partitions in pieces, by book and symbol."""
+    async def positions(
+        self, filters: Filters
+    ) -> AsyncGenerator[list[tuple[int, Position, str]], None]:
+        """Give positions in pieces, by book and symbol: partition, position, cost method."""
         statement = _Statement(_POSITIONS)
         statement.where_position(filters)
         statement.where_time("mark_ns", filters)
         order = " ORDER BY positions.book NULLS FIRST, positions.symbol, positions.source_partition"
         async for rows in self._pieces(statement, order, filters.limit):
-            yield [(int(row[0]), read_position("\t".join(c or "" for c in row))) for row in rows]
+            yield [
+                (int(row[0]), read_position("\t".join(c or "" for c in row)), row["method"])
+                for row in rows
+            ]
 
     async def dead_letters(self, filters: Filters) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Give dead letters in pieces, in order of the log; of the filters the limit counts."""
@@ -309,7 +317,8 @@ class LedgerReader:
                 ):  # fmt: skip
                     if position is not None:
                         yield position
-                    position = PositionFills(book, symbol, currency, [])
+                    method = CostMethod(row["method"])
+                    position = PositionFills(book, symbol, currency, method, [])
                 if row["trade_id"] is None:
                     position.is_pruned = True
                 else:

@@ -30,6 +30,7 @@ from app.ledger_codec import (
     POSITION_COLUMNS,
     STORED_LOT_COLUMNS,
     TRADE_COLUMNS,
+    changed_trades,
     copied_lines,
     copy_text,
     event_of,
@@ -224,8 +225,8 @@ class PostgresLedger:
                     if number not in lost
                     and (held[number] != write.next_offset or write.expected == write.next_offset)
                 }
-                for number in await self._wrongly_refused(connection, new):
-                    lost[number] = "refused as new, and booked"
+                for number, why in (await self._misjudged(connection, new)).items():
+                    lost[number] = why
                     del new[number]
                 if new:
                     await self._store(connection, new)
@@ -242,15 +243,22 @@ class PostgresLedger:
             return dict.fromkeys(writes, f"booked elsewhere meanwhile: {exc.detail}")
         return lost
 
-    async def _wrongly_refused(
+    async def _misjudged(
         self, connection: Connection, writes: Mapping[int, LedgerWrite]
-    ) -> list[int]:
-        """Give the partitions where a trade was refused as a new one that is booked."""
-        wanted = [trade_id for write in writes.values() for trade_id in write.refused_new]
+    ) -> dict[int, str]:
+        """Give the partitions where a trade was judged by what is not so, and why."""
+        changed = {n: changed_trades(w.plain_trades, w.trades) for n, w in writes.items()}
+        wanted = set[str]().union(*changed.values(), *(w.refused_new for w in writes.values()))
         if not wanted or self._identity is IdentityScope.WINDOW:
-            return []
+            return {}
         booked = {row["trade_id"] for row in await connection.fetch(_BOOKED, wanted)}
-        return [n for n, write in writes.items() if not booked.isdisjoint(write.refused_new)]
+        wrong: dict[int, str] = {}
+        for number, write in writes.items():
+            if not booked.isdisjoint(write.refused_new):
+                wrong[number] = "refused as new, and booked"
+            elif not booked.issuperset(changed[number]):
+                wrong[number] = "changes a trade that is pruned"
+        return wrong
 
     async def _store(self, connection: Connection, writes: Mapping[int, LedgerWrite]) -> None:
         offsets = [write.next_offset for write in writes.values()]

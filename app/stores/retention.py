@@ -16,6 +16,7 @@ _PRUNABLE: Final = """
 SELECT source_partition, min(source_offset) AS first, max(source_offset) AS last, count(*) AS trades
 FROM trades WHERE executed_ns < $1 GROUP BY source_partition ORDER BY source_partition
 """
+_LOCK: Final = "SELECT FROM source_partitions WHERE source_partition = $1 FOR UPDATE"
 _PRUNE: Final = f"""
 WITH gone AS (
     DELETE FROM trades t
@@ -79,11 +80,21 @@ class Pruner:
         return [Prunable(*row) for row in rows]
 
     async def prune(self, of: Prunable, before_ns: int) -> AsyncGenerator[int, None]:
-        """Delete them block by block of the log, each in a transaction; give how many each time."""
+        """Delete them block by block of the log, each in a transaction; give how many each time.
+
+        Writes of the partition and a block wait for each other: a trade that is being changed would
+        be deleted, or one that is being deleted changed.
+        """
         for first in range(of.first, of.last + 1, _BLOCK_OFFSETS):
             last = min(first + _BLOCK_OFFSETS - 1, of.last)
             with explained():
-                yield await self._connection.fetchval(_PRUNE, of.partition, first, last, before_ns)
+                async with self._connection.transaction():
+                    # By itself, so that what is deleted is judged after the wait.
+                    await self._connection.execute(_LOCK, of.partition)
+                    count = await self._connection.fetchval(
+                        _PRUNE, of.partition, first, last, before_ns
+                    )
+            yield count
 
 
 @asynccontextmanager

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from app import reconcile
+from app.config import IdentityScope
 from app.consumer import TradeConsumer
 from app.health import Health
 from app.memory_io import MemoryLogReader, MemoryPublisher, MemorySource
@@ -15,6 +16,8 @@ from app.reconcile import Kind, Reconciler
 from app.stores.changelog import Changelog
 from app.stores.clickhouse import ClickHouseCopy
 from app.stores.ledger_digests import LedgerDigests, open_digests
+from app.stores.retention import open_pruner
+from app.timestamps import parse_timestamp
 from tests.clickhouse.trades import event, some_events
 from tests.contract.postgres import Database, MakeDatabase
 from tests.copy_world import TOPIC, CopyWorld
@@ -151,14 +154,16 @@ async def test_a_copy_of_nothing_is_no_equal(copy: ClickHouseCopy) -> None:
 # -- with a ledger
 
 
-async def booked(world: CopyWorld, database: Database) -> None:
+async def booked(
+    world: CopyWorld, database: Database, identity: IdentityScope = IdentityScope.FULL
+) -> None:
     """Consume the topic into a ledger, as the application does."""
     for topic in ("letters", "positions"):
         world.broker.create_topic(topic, world.broker.partition_count(TOPIC))
     settings = world.settings.model_copy(
         update={
             "dlq_topic": "letters", "positions_topic": "positions", "commit_interval_ms": 10,
-            "dlq_breaker_share": 1.0,
+            "dlq_breaker_share": 1.0, "identity": identity,
         }
     )  # fmt: skip
     source = MemorySource(world.broker, TOPIC, settings.kafka_group_id)
@@ -169,7 +174,7 @@ async def booked(world: CopyWorld, database: Database) -> None:
         changelog=Changelog.of(reader, settings),
         partition_of=source.partition_of,
         settings=settings,
-        ledger=database.ledger(),
+        ledger=database.ledger(identity),
         health=Health(),
         metrics=ConsumerMetrics(topic=TOPIC),
     )
@@ -185,9 +190,8 @@ async def database(new_database: MakeDatabase) -> AsyncIterator[Database]:
         yield made
 
 
-@pytest.fixture
-async def mixed(copy: ClickHouseCopy, database: Database) -> CopyWorld:
-    """A topic of good, bad, misplaced and repeated trades, consumed into a ledger and copied."""
+def mixture(copy: ClickHouseCopy) -> CopyWorld:
+    """Give a topic of good, bad, misplaced, repeated and changed trades."""
     made = CopyWorld(copy, partitions=2)
     for number, value in enumerate(some_events(900, seed=5)):
         made.broker.append(TOPIC, value, partition=number % 2)
@@ -196,6 +200,17 @@ async def mixed(copy: ClickHouseCopy, database: Database) -> CopyWorld:
     made.broker.append(TOPIC, event("E2", currency="EUR"), partition=1)
     made.broker.append(TOPIC, event("M", contract_multiplier="3", fees=[{"amount": "1"}],
                                     symbol="NEW"), partition=0)  # fmt: skip
+    for version, action, stamp in ((1, "NEW", 9), (2, "AMEND", 10), (3, "CANCEL", 11)):
+        changed = event("C", version=version, action=action, symbol="CHANGED",
+                        timestamp=f"2026-03-03T{stamp:02}:00:00Z")  # fmt: skip
+        made.broker.append(TOPIC, changed, partition=0)
+    return made
+
+
+@pytest.fixture
+async def mixed(copy: ClickHouseCopy, database: Database) -> CopyWorld:
+    """A mixture, consumed into a ledger and copied."""
+    made = mixture(copy)
     await booked(made, database)
     await made.copy()
     return made
@@ -216,6 +231,101 @@ async def test_the_ledger_and_its_copy_are_equal(mixed: CopyWorld, database: Dat
     assert result.explained["parked: they wait for another event of their trade"] == 1
     assert result.explained["re-keyed, and parked there"] == 1
     assert json.dumps(result.to_json())
+    changes = "SELECT count(*) FROM trades WHERE action <> 'NEW'"
+    assert await database.pool.fetchval(changes) == 2
+
+
+@pytest.mark.parametrize(
+    ("against", "columns"), [("ledger", {"price"}), ("topic", {"price", "executed_at"})]
+)
+async def test_of_a_change_the_ledger_does_not_tell_the_time_alone(
+    mixed: CopyWorld, copy: ClickHouseCopy, database: Database, against: str, columns: set[str]
+) -> None:
+    """Its row keeps the time of its trade there; the topic has its own, which is compared."""
+    await changed(
+        copy, "ALTER TABLE trades UPDATE executed_at = now() WHERE action = 'AMEND' AND version = 2"
+    )
+    await changed(copy, "ALTER TABLE trades UPDATE price = 1 WHERE action = 'CANCEL'")
+    async with open_digests(database.url) as ledger:
+        result = await reconciler(mixed, ledger if against == "ledger" else None).run()
+    assert {d.detail.partition(" ")[0] for d in result.differences} == columns
+
+
+async def test_trades_of_a_window_are_found_by_their_places(
+    copy: ClickHouseCopy, database: Database
+) -> None:
+    """Where no id is noted, the copy knows where else a trade stands."""
+    await database.keep(IdentityScope.WINDOW)
+    world = mixture(copy)
+    await booked(world, database, IdentityScope.WINDOW)
+    await world.copy()
+    async with open_digests(database.url) as ledger:
+        result = await reconciler(world, ledger).run()
+    assert result.is_equal, result.to_text()
+    assert result.explained["booked at another place: sent twice, or re-keyed"] > 100
+
+
+async def prune(database: Database, before_ns: int) -> int:
+    """Delete trades that were executed before a time; give how many."""
+    count = 0
+    async with open_pruner(database.url) as pruner:
+        for of in await pruner.find(before_ns):
+            async for deleted in pruner.prune(of, before_ns):
+                count += deleted
+    return count
+
+
+async def test_pruned_trades_are_explained_and_lost_ones_are_not(
+    mixed: CopyWorld, database: Database
+) -> None:
+    """By when they were executed, wherever they stand, and wherever they were re-keyed from."""
+    half: int = parse_timestamp("2026-03-02T14:30:00Z")[0]
+    pruned = await prune(database, half)
+    assert 300 < pruned < 600
+    async with open_digests(database.url) as ledger:
+        result = await reconciler(mixed, ledger).run()
+        assert result.is_equal, result.to_text()
+        assert result.explained["pruned"] >= pruned
+        lost = await database.pool.fetch(
+            "DELETE FROM trades WHERE trade_id IN (SELECT trade_id FROM trades"
+            " WHERE executed_ns >= $1 AND action = 'NEW' LIMIT 5) RETURNING trade_id",
+            half,
+        )
+        result = await reconciler(mixed, ledger).run()
+    assert result.counts.keys() == {Kind.SURPLUS}
+    told = result.to_text()
+    assert all(f"trade {row[0]} is in the copy, and the ledger" in told for row in lost)
+
+
+class Meanwhile(LedgerDigests):
+    """Lets something happen to the ledger after its gaps were read."""
+
+    happens: Callable[[], Awaitable[object]]
+
+    async def gaps(self, partition: int, start: int, end: int) -> list[tuple[int, int]]:
+        found = await super().gaps(partition, start, end)
+        await self.happens()
+        return found
+
+
+@pytest.mark.parametrize("what", ["released", "pruned"])
+async def test_what_happens_to_the_ledger_meanwhile_is_no_difference(
+    mixed: CopyWorld, database: Database, what: str
+) -> None:
+    """An event that waited is booked at a place that was a gap, or trades are deleted."""
+    first = event("A")
+    for partition in (0, 1):
+        mixed.broker.append(TOPIC, first, partition=partition)
+    async with open_digests(database.url) as ledger:
+        moving = Meanwhile(ledger._connection)
+        if what == "released":
+            moving.happens = lambda: booked(mixed, database)
+        else:
+            moving.happens = lambda: prune(database, parse_timestamp("2026-03-02T14:30:00Z")[0])
+        result = await reconciler(mixed, moving).run()
+    assert result.is_equal, result.to_text()
+    changes = "SELECT count(*) FROM trades WHERE trade_id = 'A'"
+    assert bool(await database.pool.fetchval(changes)) == (what == "released")
 
 
 @pytest.mark.parametrize(

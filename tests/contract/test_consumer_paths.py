@@ -17,9 +17,10 @@ from aiokafka.record.util import calc_crc32c
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from app.config import Settings
-from app.errors import UnreadableError
+from app.errors import TopicError, TransportError, UnreadableError
 from app.kafka_io import batch_consumer
 from app.kafka_io.batch_consumer import KafkaSource
+from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.raw_batches import RawBatchConsumer
 from app.ports import Record, RecordBatch
 from tests.contract.backend import PATIENCE_S, POLL_S, opened, settle
@@ -719,6 +720,23 @@ async def test_unreadable_batch_stops_its_partition_alone(
         source.resume([0])
         rest = await drain(source, {0: 10})
         assert [row[2] for row in rest[0]] == [str(n).encode() for n in range(10, 15)]
+
+
+@SPOILT
+async def test_who_reads_a_log_is_told_what_cannot_be_read(
+    bootstrap: str, broker_dir: Path, codec: str | None, change: Callable[[bytearray], None]
+) -> None:
+    """After what stands before it: a restore, a view and a comparison end with a word."""
+    topic = await new_topic(bootstrap)
+    async with producing(bootstrap, codec) as write:
+        header: Sent = (b"k", b"v" * 50, None, [("header", b"")])
+        await write(topic, numbered(0, 5), [header] * 5)
+    spoil(log_file(broker_dir, topic), 5, change)
+    reader = KafkaLogReader(Settings.model_validate({"kafka_bootstrap_servers": bootstrap}))
+    records = reader.read(topic, 0, 0, 10)
+    assert [(await anext(records)).offset for _ in range(5)] == list(range(5))
+    with pytest.raises((TopicError, TransportError), match=topic):
+        await anext(records)
 
 
 # -- without the parts inside

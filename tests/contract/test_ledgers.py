@@ -1,13 +1,17 @@
 """What every ledger promises: all or nothing, one writer, a repeated write found to be there."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 
+from app.codec import decode_event
 from app.content import content_hash
+from app.errors import RecordError
 from app.ledger_codec import LedgerRows, read_fills
 from app.memory_io import MemoryDatabase, MemoryLedger
 from app.models import Fee, Lot, LotChange, NumberedLots, Position, Refusal, TradeEvent
@@ -205,6 +209,26 @@ async def test_a_write_that_refuses_a_booked_trade_as_a_new_one_is_refused(
     assert len(await backend.tables.trades()) == 5
 
 
+async def test_a_write_that_changes_a_trade_that_is_not_there_is_refused(
+    backend: Backend,
+) -> None:
+    """Nothing of it is stored or sent; a trade that begins in the same write is there."""
+    ledger, before = backend.make(), Before()
+    for number in (0, 1):
+        await ledger.claim(number)
+    rows = {0: LedgerRows(0, "USD"), 1: LedgerRows(1, "USD")}
+    amend = trade_event("T0", action="AMEND", version=2)
+    for number, offset, event in ((0, 0, trade_event("T0")), (0, 1, amend), (1, 0, amend)):
+        rows[number].add(offset, event, check_event(event), ())
+    lone = LedgerWrite(expected=None, next_offset=1, trades=rows[1].trades)
+    whole = LedgerWrite(expected=None, next_offset=2, trades=rows[0].trades)
+    assert (await ledger.write({1: lone}, before)).keys() == {1}
+    assert await ledger.write({0: whole}, before) == {}
+    assert before.calls == [{0}]
+    assert [await ledger.claim(n) for n in (0, 1)] == [2, None]
+    assert await backend.tables.trades() == [(0, 0, "T0"), (0, 1, "T0")]
+
+
 async def test_a_trade_of_two_partitions_in_one_write_is_stored_once(backend: Backend) -> None:
     """One of the two is stored, and whatever else there is: to look again would find it so."""
     ledger = backend.make()
@@ -303,6 +327,40 @@ async def test_trades_are_found_by_their_ids(backend: Backend) -> None:
     assert content_hash(stored, default_currency="USD") == content_hash(
         event, default_currency="USD"
     )
+
+
+_ODD: tuple[object, ...] = (
+    *("", "\x00", "\\x", "'", "\u00e9\U0001f600", "1e400", "0.1", "x" * 256, "x" * 257),
+    *(True, 0, -1, 2**31, 2**64, -(10**30), 1e-7, 0.1 + 0.2, 1.0825123456789, 1e308),
+    *([], {}, ["\x00"], {"a": "\x00"}),
+    *([{"amount": amount}] for amount in (0.1 + 0.2, 1e-7, 1e3, "0.10", -5, "999999999999")),
+    [{"amount": 999_999_999_999, "type": "\x00"}],
+    [{"amount": 999_999_999_999}, {"amount": 999_999_999_999}],
+)
+
+
+async def test_what_passes_the_checks_can_be_stored_and_says_the_same(backend: Backend) -> None:
+    """Whatever value a field has: it is refused, or any ledger takes it."""
+    ledger = backend.make()
+    expected = await ledger.claim(0)
+    rows, sent = LedgerRows(0, "USD"), dict[str, bytes]()
+    for field in sorted({*TradeEvent.__struct_fields__} - {"version"}):  # that follows the last one
+        for value in _ODD:
+            body = msgspec.to_builtins(trade_event(f"T{len(sent)}")) | {field: value}
+            try:
+                event = decode_event(json.dumps(body).encode())[0]
+                checked = check_event(event)
+            except RecordError:
+                continue
+            rows.add(len(sent), event, checked, checked.suspects)
+            sent[str(event.trade_id)] = content_hash(event, default_currency="USD")
+    assert len(sent) > len(TradeEvent.__struct_fields__)
+    end = len(sent)
+    await ledger.write({0: LedgerWrite(expected=expected, next_offset=end, trades=rows.trades)})
+    found = await ledger.find(list(sent))
+    stored = {trade_id: trade.versions[-1][0] for trade_id, trade in found.items()}
+    said = {name: content_hash(event, default_currency="USD") for name, event in stored.items()}
+    assert said == sent
 
 
 async def test_dead_letters_are_noted_where_they_stood(backend: Backend) -> None:

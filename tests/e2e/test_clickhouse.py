@@ -1,5 +1,6 @@
 """The copy as users run it: killed at random points, resumed, compared, repaired, made anew."""
 
+import asyncio
 import json
 import random
 import signal
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from app.embedded.postgres import EmbeddedPostgres
 from tests.e2e.harness import World, kill, trade
+from tests.faults.spoilt import spoilt_batch
 
 pytestmark = [
     pytest.mark.integration,
@@ -164,6 +167,31 @@ def test_sigterm_ends_it_in_time_and_rebuild_makes_it_anew(copied: Copied) -> No
     assert anew["next_offsets"] == first["next_offsets"]
     assert anew["rows"] + anew["refused"] == sum(anew["next_offsets"].values())
     assert copied.run("reconcile")["equal"]
+
+
+def test_on_gap_continue_copies_what_is_behind_a_batch_that_nobody_can_read(
+    copied: Copied,
+) -> None:
+    """Its partition stops, and goes on when somebody says so."""
+    world = copied.world
+    world.extra["KAFKA_RAW_BATCHES"] = "true"
+    world.create_topics()
+
+    async def publish_spoilt() -> None:
+        values = [trade(n, symbol="S", side="BUY", price="1", quantity="1") for n in (1, 2)]
+        async with AIOKafkaProducer(bootstrap_servers=world.bootstrap, acks="all") as producer:
+            await producer.send_and_wait(world.events, values[0], partition=0)
+            spoilt = spoilt_batch(producer, values[0])
+            await (await producer.send_batch(spoilt, world.events, partition=0))
+            await producer.send_and_wait(world.events, values[1], partition=0)
+
+    asyncio.run(publish_spoilt())
+    summary = copied.run("copy", "clickhouse", "--until-caught-up", exit_code=4)
+    assert "cannot be read" in summary["stopped_partitions"]["0"]
+    assert "ON_GAP=continue goes on at offset 2" in summary["stopped_partitions"]["0"]
+    world.extra["ON_GAP"] = "continue"
+    summary = copied.run("copy", "clickhouse", "--until-caught-up")
+    assert (summary["rows"], summary["next_offsets"]["0"]) == (2, 3)
 
 
 def test_without_an_address_the_line_says_what_to_set(copied: Copied) -> None:

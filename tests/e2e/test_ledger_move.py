@@ -1,13 +1,17 @@
 """A group that ran on Kafka alone gets a ledger: real processes, broker and database."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 from app.embedded.postgres import EmbeddedPostgres
+from app.stores.database import recreate_database
 from tests.e2e.harness import World, kill, trade, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -22,10 +26,18 @@ def world(kafka_bootstrap: str) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def database_url(open_dir: Path) -> Iterator[str]:
-    """Address of a database without any tables."""
+def server(open_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """A server for the tests of this module."""
     with EmbeddedPostgres(open_dir / "move") as postgres:
-        yield postgres.url
+        yield postgres
+
+
+@pytest.fixture
+def database_url(server: EmbeddedPostgres, world: World) -> str:
+    """Address of a database without any tables."""
+    name = world.name.replace("-", "_")
+    asyncio.run(recreate_database(server.url, name))
+    return server.url_of(name)
 
 
 @pytest.mark.timeout(600)
@@ -78,3 +90,43 @@ def test_a_group_moves_to_a_ledger_without_loss(world: World, database_url: str)
         "db", "backfill", exit_code=1, KAFKA_GROUP_ID="another", DATABASE_URL=database_url
     )
     assert not other
+
+
+async def _owned(url: str) -> dict[int, tuple[Any, int | None]]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch(
+            "SELECT source_partition, owner, next_offset FROM source_partitions"
+        )
+        return {number: (owner, next_offset) for number, owner, next_offset in rows}
+    finally:
+        await connection.close()
+
+
+def _ends(url: str) -> list[int]:
+    return sorted(end for _, end in asyncio.run(_owned(url)).values() if end is not None)
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_skipped_while_a_consumer_runs(world: World, database_url: str) -> None:
+    """A refusal leaves it the owner; once it has gone, the same command skips what is named."""
+    world.extra["DATABASE_URL"] = database_url
+    world.create_topics()
+    world.run("db", "migrate")
+    consumer = world.start("app/consumer.py")
+    world.publish([(b"S0", trade(n, symbol="S0", side="BUY", price="1", quantity="1"))
+                   for n in range(5)])  # fmt: skip
+    wait_for(lambda: _ends(database_url) == [0, 0, 0, 5], "all is booked")
+    before = asyncio.run(_owned(database_url))
+    (number,) = [number for number, (_, end) in before.items() if end == 5]
+    skip = ("gap", "accept", "--partition", str(number), "--to")
+    world.run(*skip, "5", exit_code=1)
+    assert asyncio.run(_owned(database_url)) == before
+    consumer.terminate()
+    consumer.communicate(timeout=30)
+    world.publish([(b"S0", trade(n, symbol="S0", side="BUY", price="1", quantity="1"))
+                   for n in range(5, 9)])  # fmt: skip
+    for _ in range(2):
+        assert "goes on at offset 8" in world.run(*skip, "8")
+    assert world.consume_all()["fates"] == {"booked": 1}
+    assert [row["quantity"] for row in world.positions()] == ["6"]

@@ -209,6 +209,14 @@ def test_positions_of_another_group_stop_the_consumer(world: World) -> None:
     assert "POSITIONS_TOPIC" in world.run("doctor", exit_code=1, KAFKA_GROUP_ID="stranger")
 
 
+def test_positions_that_nobody_has_are_none_in_every_form(world: World) -> None:
+    """Also of a topic without any, and without a ledger."""
+    world.create_topics()
+    assert world.run("positions", "--csv") == ""
+    assert world.run("positions", "--json") == "[]\n"
+    assert world.run("positions") == "no positions\n"
+
+
 @pytest.mark.timeout(120)
 def test_lost_offsets_are_a_gap_until_accepted_and_nothing_is_booked_twice(world: World) -> None:
     """A group whose offsets vanished stops with the gap; `gap accept` replays without effect."""

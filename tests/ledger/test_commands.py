@@ -137,6 +137,7 @@ def test_positions_come_from_the_ledger(filled: str) -> None:
         "book": "EQ", "symbol": "AAPL", "quantity": "60", "average_price": "10",
         "realized_pnl": "100", "unrealized_pnl": "150", "mark": "12.5", "fees": "0",
         "currency": "USD", "mark_at": "2026-03-02T09:00:00.000000001Z", "trade_count": 2,
+        "method": "average",
         "source": {"topic": "t", "partition": 0, "offset": 1},
     }  # fmt: skip
     output, _ = run(filled, "positions", "--csv", "--since", "2026-03-02", "--book", "")
@@ -250,6 +251,13 @@ def test_without_a_ledger_the_setting_is_named(tmp_path: Path, command: tuple[st
     assert errors.startswith("error: DATABASE_URL: must be set for")
 
 
+def test_with_a_ledger_positions_are_not_made_anew_from_trades(filled: str) -> None:
+    """They would be without AMEND and CANCEL; exit code 2, the way out, and nobody is asked."""
+    _, errors = run(filled, "positions", "rebuild", exit_code=2)
+    assert errors.startswith("error: DATABASE_URL: the positions topic follows the ledger")
+    assert "set a new POSITIONS_TOPIC" in errors
+
+
 def test_wrong_options_are_refused(filled: str, tmp_path: Path) -> None:
     """With exit code 2, and the option's name."""
     for command, said in (
@@ -284,6 +292,7 @@ def test_exports_are_exact(filled: str, tmp_path: Path) -> None:
     run(filled, "export", "p.parquet", "--what", "positions", "--symbol", "AAPL", cwd=tmp_path)
     (first, second) = pq.read_table(tmp_path / "p.parquet").to_pylist()
     assert (first["open_cost"], second["unrealized_pnl"]) == (600, 0)
+    assert first["method"] == "average"
     run(filled, "export", "d.csv", "--what", "dead-letters", cwd=tmp_path)
     assert (tmp_path / "d.csv").read_text().splitlines()[1].startswith("0,5,body-not-json,decode,")
     run(filled, "export", "t.csv", "--book", "EQ", "--limit", "1", cwd=tmp_path)

@@ -1,18 +1,27 @@
 """Old trades are deleted: positions stay, sums are carried forward, nothing else is forgotten."""
 
 import asyncio
+import json
+from collections.abc import Collection
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from app.ledger_codec import LedgerRows
+from app.models import Fate
 from app.pnl.daily import Day, explain_day
+from app.ports import LedgerWrite
 from app.stores.ledger_queries import Filters, open_reader
 from app.stores.retention import open_pruner
 from app.timestamps import parse_timestamp
+from app.validation import check_event
 from tests.contract.postgres import Database
+from tests.contract.test_ledgers import trade_event
 from tests.ledger.filling import book, trade
+from tests.ledger.test_identity import until_one_waits
+from tests.memory_world import DEAD_LETTERS, TRADES, World, symbols_of, until
 
 pytestmark = pytest.mark.integration
 
@@ -143,10 +152,64 @@ async def test_a_trade_with_a_later_event_stays_whole(database: Database) -> Non
     assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
 
 
+@pytest.mark.parametrize("action", ["AMEND", "CANCEL"])
+async def test_a_change_of_a_trade_that_is_gone_changes_nothing(
+    database: Database, action: str
+) -> None:
+    """Also where a worker still remembers the trade and the past of its position: it waits."""
+    (symbol,) = symbols_of(0, 1)
+    world = World(dedupe_window=5_000)
+    worker = world.worker(database.ledger())
+    await worker.start()
+
+    def publish(*events: dict[str, Any]) -> None:
+        for event in events:
+            body = json.dumps(event | {"symbol": symbol}).encode()
+            world.broker.append(TRADES, body, key=symbol.encode(), partition=0)
+
+    later = {"action": action, "version": 2}
+    kept = on(3, "KEPT", "BUY", "5", "10")
+    publish(on(1, "OLD", "BUY", "100", "10"), kept)
+    publish({**kept, "price": "11", "action": "AMEND", "version": 2})  # it reads the past for that
+    await until(lambda: world.committed.get(0) == 3)
+    await prune(database)
+    before = await day_of(database, 3)
+    publish(on(1, "OLD", "BUY", "90", "10") | later)
+    await until(lambda: world.committed.get(0) == 4)
+    stats = await worker.finish()
+    assert stats.fates[Fate.BOOKED] == 3
+    assert await database.pool.fetchval("SELECT trade_id FROM parked_events") == "OLD"
+    assert [row[2] for row in await database.trades()] == ["KEPT", "KEPT"]
+    assert await day_of(database, 3) == before
+    assert not world.broker.records(DEAD_LETTERS)
+
+
+async def test_a_change_that_is_under_way_is_waited_for(database: Database) -> None:
+    """Then the trade has a later event, and stays."""
+    await book(database.ledger(), HISTORY)
+    ledger, is_held, goes_on = database.ledger(), asyncio.Event(), asyncio.Event()
+
+    async def hold(_: Collection[int]) -> None:
+        is_held.set()
+        await goes_on.wait()
+
+    rows, event = LedgerRows(0, "USD"), trade_event("A", action="AMEND", version=2)
+    rows.add(6, event, check_event(event), ())
+    write = LedgerWrite(expected=await ledger.claim(0), next_offset=7, trades=rows.trades)
+    writing = asyncio.ensure_future(ledger.write({0: write}, hold))
+    await is_held.wait()
+    pruning = asyncio.ensure_future(prune(database))
+    await until_one_waits(database)
+    goes_on.set()
+    assert await writing == {}
+    assert await pruning == 3
+    assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
+
+
 async def test_a_writer_goes_on_meanwhile(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither waits for the other, and what is booked meanwhile is counted right."""
+    """It waits for a block at most, and what is booked meanwhile is counted right."""
     monkeypatch.setattr("app.stores.retention._BLOCK_OFFSETS", 3)
     await book(database.ledger(), [on(1, f"T{n}", "BUY", "1", "1") for n in range(60)])
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from app.config import IdentityScope
 from app.errors import LedgerError
+from app.models import CostMethod
 from app.money import ONE_E8
 from app.pnl.daily import Day, explain_day
 from app.pnl.explain import Close, explain
@@ -113,14 +114,14 @@ async def test_an_export_is_in_order_of_the_log(filled: Database) -> None:
 
 
 async def test_positions_are_those_that_were_written(filled: Database) -> None:
-    """Each as the ledger restores it, with its partition."""
+    """Each as the ledger restores it, with its partition and method."""
     async with open_reader(filled.url) as reader:
         found = await rows_of(reader.positions(Filters()))
         of_day = await rows_of(reader.positions(Filters(since_ns=ns("2026-03-03T00:00:00Z"))))
     ledger = filled.ledger()
-    assert sorted(p.key for _, p in found) == ["EQ|AAPL", "FX|AAPL", "X'; --"]
-    assert {p.key: p for _, p in found} == {p.key: p for p in await ledger.positions(0)}
-    assert [p.key for _, p in of_day] == ["FX|AAPL"]
+    assert sorted(p.key for _, p, _ in found) == ["EQ|AAPL", "FX|AAPL", "X'; --"]
+    assert {p.key: p for _, p, _ in found} == {p.key: p for p in await ledger.positions(0)}
+    assert [(p.key, method) for _, p, method in of_day] == [("FX|AAPL", "average")]
 
 
 async def test_pnl_never_mixes_currencies(filled: Database) -> None:
@@ -261,11 +262,14 @@ async def test_fills_are_those_that_count_in_the_order_of_execution(
     future = trade("T4", "BUY", "3", "7", book="FX", currency="EUR", contract_multiplier="50")
     history = [EVENTS[0], future, EVENTS[1], late]
     await book(database.ledger(), history)
+    await database.pool.execute("UPDATE positions SET method = 'fifo' WHERE book = 'EQ'")
     async with open_reader(database.url) as reader:
         found = [one async for one in reader.fills(Filters())]
         some = [one async for one in reader.fills(Filters(book="EQ"), until_ns=DAY.first_close_ns)]
     offsets = {"EQ": (3, 0, 2), "FX": (1,)}
-    assert [(one.book, one.currency) for one in found] == [("EQ", "USD"), ("FX", "EUR")]
+    assert [(one.book, one.currency, one.method) for one in found] == [
+        ("EQ", "USD", CostMethod.FIFO), ("FX", "EUR", CostMethod.AVERAGE),
+    ]  # fmt: skip
     for one in found:
         expected = []
         for offset in offsets[one.book or ""]:

@@ -410,7 +410,7 @@ def ledger_slow(run: Run) -> None:
     run.bite("records that had to wait", max(lags) > 3 * most_in_flight)
     settled = usage[len(usage) // 3 :]
     slope = linear_regression([u.at_s / 60 for u in settled], [u.rss_mb for u in settled]).slope
-    run.measure("rss_mb", max(u.rss_mb for u in usage), most=200.0)
+    run.measure("rss_mb", max(u.rss_mb for u in usage), most=160.0)
     # Tables of what was read before fill up for minutes at this rate: only the sum is bounded here,
     # and that a write leaves nothing behind is a test of its own.
     run.measure("rss_mb_per_min", slope)
