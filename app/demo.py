@@ -29,7 +29,7 @@ from app.config import EMBEDDED_DATABASE, Settings, child_environment, data_home
 from app.embedded.kafka import EmbeddedKafka
 from app.embedded.launch import start_token
 from app.embedded.process import Process, read_pid_file
-from app.errors import TradeStreamError
+from app.errors import ConfigError, TradeStreamError
 from app.kafka_io.connect import open_publisher
 from app.kafka_io.log_reader import KafkaLogReader
 from app.kafka_io.topics import TopicAdmin
@@ -51,6 +51,10 @@ _CONNECT_S: Final = 30.0
 _OWNER_FILE: Final = "owner.pid"
 DEMO_DATABASE: Final = "demo"
 """Of the embedded PostgreSQL: made anew for each run, and kept until the next one."""
+_NOT_THERE: Final = (
+    "DATABASE_URL: the demo simulates trades, and keeps them out of a ledger that may be in use:"
+    " set `embedded`, of which it takes a database of its own, or nothing"
+)
 
 
 @dataclass(slots=True)
@@ -144,6 +148,7 @@ async def run_demo(
         say: Told what happens, in single lines.
 
     Raises:
+        ConfigError: `DATABASE_URL` names a ledger of somebody.
         TradeStreamError: A part does not start or stalls.
         KeyboardInterrupt: The run was broken off.
     """
@@ -179,11 +184,16 @@ async def run_demo(
 
 
 async def _with_ledger(settings: Settings, say: Callable[[str], None]) -> Settings:
-    """Give the demo a database of its own, made anew, where the embedded one is wanted."""
+    """Give the demo a database of its own, made anew, where the embedded one is wanted.
+
+    Raises:
+        ConfigError: Another one is set. It would have simulated trades, and the offsets of a topic
+            that is gone afterwards, from where its own group would go on.
+    """
     if settings.database_url is None:
         return settings
     if settings.database_url.get_secret_value() != EMBEDDED_DATABASE:
-        return settings
+        raise ConfigError([_NOT_THERE])
     url = await new_database(DEMO_DATABASE, settings.identity)
     say(f"PostgreSQL is ready, with a new database {DEMO_DATABASE}")
     return settings.model_copy(update={"database_url": SecretStr(url)})

@@ -395,7 +395,9 @@ def _traded_on(event: TradeEvent, trade: CheckedTrade, calendar: Calendar | None
 def _joined(own: LimitsTable, common: LimitsTable) -> LimitsTable:
     given = {name: getattr(own, name) for name in own.__struct_fields__}
     changes = {name: value for name, value in given.items() if value is not None}
-    return msgspec.structs.replace(common, **changes)
+    # Currency by currency: a cap that a book does not name is not taken away by one that it does.
+    caps = {**(common.max_notional or {}), **(own.max_notional or {})}
+    return msgspec.structs.replace(common, **changes | {"max_notional": caps})
 
 
 def _collar(instrument: InstrumentTable, limits: LimitsTable) -> Collar | None:

@@ -355,6 +355,19 @@ def test_caps_are_by_currency() -> None:
     assert marked(TradeProcessor(reference=data), stream) == {"notional-over-cap": 2}
 
 
+def test_caps_of_a_book_go_before_the_common_ones_by_currency() -> None:
+    """Those of currencies that it does not name are common."""
+    data = parsed(
+        "[limits]\nmax_notional = { USD = 100, JPY = 10_000 }\n"
+        "[books.MM.limits]\nmax_notional = { USD = 7, EUR = 9 }"
+    )
+    unit = 10**24
+    assert data.rules("MM", "ANY").most_notional_e24 == {
+        "USD": 7 * unit, "EUR": 9 * unit, "JPY": 10_000 * unit,
+    }  # fmt: skip
+    assert data.rules(None, "ANY").most_notional_e24 == {"USD": 100 * unit, "JPY": 10_000 * unit}
+
+
 def test_limits_of_a_book_go_before_the_common_ones() -> None:
     """Key by key: what a book does not say is common; no book has the common ones."""
     data = parsed(FILE)
@@ -591,6 +604,7 @@ def _expected_of(
     name = trade.get("book")
     instrument, book = (instruments or {}).get(trade["symbol"], {}), (books or {}).get(name, {})
     limits = document["limits"] | book.get("limits", {})
+    caps = document["limits"].get("max_notional", {}) | limits.get("max_notional", {})
     price, quantity = Fraction(trade["price"]), Fraction(trade["quantity"])
     notional = price * quantity
     age = document.get("dates", {}).get("max_age_days")
@@ -604,7 +618,7 @@ def _expected_of(
         "off-tick": price % Fraction(instrument.get("tick", "1e-8")) != 0,
         "off-lot": quantity % Fraction(instrument.get("lot", "1e-8")) != 0,
         "quantity-over-cap": quantity > limits.get("max_quantity", quantity),
-        "notional-over-cap": notional > limits.get("max_notional", {}).get("USD", notional),
+        "notional-over-cap": notional > caps.get("USD", notional),
         "timestamp-too-old": is_old[age],
     }
     yield from (code for code, is_so in holds.items() if is_so)

@@ -314,6 +314,14 @@ def test_demo_on_a_given_broker_uses_topics_of_its_own_and_removes_them(world: W
     assert not [name for name in topics if name.startswith("trade-demo-")]
 
 
+def test_demo_stays_out_of_a_ledger_that_is_not_its_own(world: World) -> None:
+    """It would fill it with simulated trades, and with the offsets of a topic that goes."""
+    process = world.start("-m", "app", "demo", DATABASE_URL="postgresql://127.0.0.1:1/ledger")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "DATABASE_URL: the demo simulates trades" in errors
+
+
 def test_config_show_names_every_setting_and_hides_secrets(world: World) -> None:
     """Each variable is listed with its value and source; a password never is."""
     secret = "a-canary"
