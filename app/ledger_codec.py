@@ -31,7 +31,7 @@ from app.models import (
 )
 from app.money import AmountError, format_scaled, parse_amount, parse_scaled
 from app.pnl.fills import Correction, Fill
-from app.ports import Headers, ParkedRecord
+from app.ports import Headers, LedgerWrite, ParkedRecord
 from app.timestamps import KNOWN_HEADS, KNOWN_TAILS, parse_timestamp
 from app.validation import CheckedTrade
 
@@ -233,20 +233,16 @@ class LedgerRows:
         self.refused |= other.refused
 
 
-def changed_trades(plain_lines: Iterable[str], lines: Iterable[str]) -> set[str]:
-    """Give the ids of the trades that rows change and do not begin.
-
-    Args:
-        plain_lines: Of `PLAIN_TRADE_COLUMNS`.
-        lines: Of `TRADE_COLUMNS`.
-    """
+def changed_trades(write: LedgerWrite) -> set[str]:
+    """Give the ids of the trades that a write changes and does not begin."""
+    if not write.corrections:  # each change leaves one
+        return set()
     begun, changed = set[str](), set[str]()
-    for line in lines:
+    for line in write.trades:
         cells = line.split("\t")
         ids = begun if cells[_ACTION_CELL] == Action.NEW else changed
         ids.add(cells[_ID_CELL])
-    if changed:
-        begun.update(line.split("\t", _ID_CELL + 1)[_ID_CELL] for line in plain_lines)
+    begun.update(line.split("\t", _ID_CELL + 1)[_ID_CELL] for line in write.plain_trades)
     return changed - begun
 
 

@@ -164,7 +164,7 @@ class MemoryLedger:
 
     def _is_misjudged(self, write: LedgerWrite) -> bool:
         booked = self._database.versions.keys()
-        changed = changed_trades(write.plain_trades, write.trades)
+        changed = changed_trades(write)
         return bool(booked & write.refused_new or changed - booked)
 
     def _store(self, number: int, write: LedgerWrite) -> None:

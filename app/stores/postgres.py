@@ -247,7 +247,7 @@ class PostgresLedger:
         self, connection: Connection, writes: Mapping[int, LedgerWrite]
     ) -> dict[int, str]:
         """Give the partitions where a trade was judged by what is not so, and why."""
-        changed = {n: changed_trades(w.plain_trades, w.trades) for n, w in writes.items()}
+        changed = {n: changed_trades(w) for n, w in writes.items()}
         wanted = set[str]().union(*changed.values(), *(w.refused_new for w in writes.values()))
         if not wanted or self._identity is IdentityScope.WINDOW:
             return {}
