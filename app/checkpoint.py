@@ -148,6 +148,7 @@ class PartitionEffects:
             trades=rows.trades if rows else (),
             corrections=rows.corrections if rows else (),
             dead_letters=rows.dead_letters if rows else (),
+            changed=rows.changed if rows else (),
             refused_new=rows.refused_new if rows else (),
             positions=self.booked.values(),
             lots=self.lots,

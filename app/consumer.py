@@ -176,6 +176,8 @@ class TradeConsumer:
 
     def is_behind(self, ends: Mapping[int, int]) -> bool:
         """Tell whether a partition of ours that no person has to look at is not committed whole."""
+        if Unready.ASSIGNMENT in self._health.ready():
+            return False  # while the group shares them out none is ours
         ours = self._source.assignment.partitions - self.stats.stopped.keys()
         return any(
             number not in self._open or self._open[number].committed < ends.get(number, 0)

@@ -2,9 +2,10 @@
 
 Records are gathered into blocks, which end at multiples of `BLOCK_OFFSETS`, whoever reads and from
 where; the last one of a partition is written as far as it goes once nothing more comes, and the
-next one begins where it ended. What is copied of a partition is what the copy itself says: Kafka's
-commits are hints for lag tools. So a crash, a lost answer or a second process at the same partition
-can only write rows again, each at its own place.
+next one begins where it ended. A gap that is passed is a block of its own, without rows. What is
+copied of a partition is what the copy itself says: Kafka's commits are hints for lag tools. So a
+crash, a lost answer or a second process at the same partition can only write rows again, each at
+its own place.
 
     poll ──▶ open block of its partition ──full, or old──▶ ready ──▶ one write at a time ──▶ commit
 """

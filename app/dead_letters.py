@@ -15,6 +15,7 @@ MAX_ORIGINAL_HEADERS: Final = 32
 MAX_ORIGINAL_HEADER_BYTES: Final = 8 * 1024
 HEADERS_CUT: Final = "x-dlq-headers-cut"
 _MAX_TIME_BYTES: Final = 64
+_DAY_MS: Final = 24 * 3_600_000
 MAX_ORIGINAL_VALUE_BYTES: Final = 1_048_588
 """The broker's default bound of a batch: only what was compressed can be larger, such as a bomb."""
 MAX_ORIGINAL_KEY_BYTES: Final = 64 * 1024
@@ -47,9 +48,11 @@ def dead_letter(
 ) -> OutgoingRecord:
     """Build the dead letter of a record.
 
-    Key, value and timestamp are the original's, byte for byte, and its headers come first; a null
-    value becomes an empty one with a header that says so, since null would be a tombstone. What is
-    larger than a record may be is cut, and headers say so. The partition number is the original's.
+    Key and value are the original's, byte for byte, and its headers come first; a null value
+    becomes an empty one with a header that says so, since null would be a tombstone. What is larger
+    than a record may be is cut, and headers say so. The partition number is the original's, and so
+    is the timestamp, if it is of the last day: the topic may delete by it, and a dead letter is
+    new, however old its original is or wrong the clock of that. A header has it as it was.
 
     Args:
         record: The original as it was read.
@@ -75,6 +78,7 @@ def dead_letter(
         added[h.DLQ_PARKED_AT] = _at(parked_ns)
     if record.value is None:
         added[h.DLQ_VALUE_WAS_NULL] = "true"
+    now_ms = failed_at_ns // NS_PER_MS
     value = record.value or b""
     if len(value) > MAX_ORIGINAL_VALUE_BYTES:
         added[VALUE_CUT] = str(len(value))
@@ -94,7 +98,7 @@ def dead_letter(
         value=value,
         headers=[*kept, *((name, text.encode()) for name, text in added.items())],
         partition=source_partition,
-        timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
+        timestamp_ms=min(max(record.timestamp, now_ms - _DAY_MS), now_ms),
     )
 
 

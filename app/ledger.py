@@ -85,17 +85,19 @@ async def move_group(settings: Settings, next_offsets: Mapping[int, int]) -> Non
     Raises:
         TransportError: The group has members, or broker or database are away; doing it again does
             what is left.
-        LedgerError: The database is not fit; likewise.
+        LedgerError: The database is not fit; nothing was moved.
     """
-    await commit_offsets(settings, next_offsets)
-    if settings.database_url is not None:
-        async with open_ledger(settings, await database_url(settings)) as ledger:
-            for number, offset in next_offsets.items():
-                held = await ledger.claim(number)
-                if held is None or offset > held:
-                    moved = LedgerWrite(expected=held, next_offset=offset)
-                    for why in (await ledger.write({number: moved})).values():
-                        raise TransportError(f"partition {number} of the ledger: {why}")
+    if settings.database_url is None:
+        await commit_offsets(settings, next_offsets)
+        return
+    async with open_ledger(settings, await database_url(settings)) as ledger:
+        await commit_offsets(settings, next_offsets)
+        for number, offset in next_offsets.items():
+            held = await ledger.claim(number)
+            if held is None or offset > held:
+                moved = LedgerWrite(expected=held, next_offset=offset)
+                for why in (await ledger.write({number: moved})).values():
+                    raise TransportError(f"partition {number} of the ledger: {why}")
 
 
 @asynccontextmanager

@@ -97,6 +97,7 @@ class LedgerRows:
         trades: Lines of `TRADE_COLUMNS`.
         corrections: Lines of `CORRECTION_COLUMNS`.
         dead_letters: Lines of `DEAD_LETTER_COLUMNS`.
+        changed: Ids of trades that an AMEND or a CANCEL changes.
         refused_new: Ids of trades of which nothing was known when they were refused.
         parked: Lines of `PARKED_COLUMNS`, by offset.
         refused: Why parked records are to be dead-lettered, by offset.
@@ -109,6 +110,7 @@ class LedgerRows:
     trades: list[str] = field(default_factory=list)
     corrections: list[str] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
     refused_new: list[str] = field(default_factory=list)
     parked: dict[int, str] = field(default_factory=dict)
     refused: dict[int, Refusal] = field(default_factory=dict)
@@ -177,6 +179,8 @@ class LedgerRows:
             _bytes_cell(content) if content else "",
         )
         self.trades.append("\t".join(cells))
+        if event.action not in (None, Action.NEW):
+            self.changed.append(str(event.trade_id))
 
     def add_correction(self, offset: int, correction: Correction) -> None:
         """Add what an event changed of the past."""
@@ -226,6 +230,7 @@ class LedgerRows:
         self.trades += other.trades
         self.corrections += other.corrections
         self.dead_letters += other.dead_letters
+        self.changed += other.changed
         self.refused_new += other.refused_new
         for offset in other.released:
             self.release(offset)
@@ -235,15 +240,14 @@ class LedgerRows:
 
 def changed_trades(write: LedgerWrite) -> set[str]:
     """Give the ids of the trades that a write changes and does not begin."""
-    if not write.corrections:  # each change leaves one
+    if not write.changed:
         return set()
-    begun, changed = set[str](), set[str]()
+    begun = {line.split("\t", _ID_CELL + 1)[_ID_CELL] for line in write.plain_trades}
     for line in write.trades:
         cells = line.split("\t")
-        ids = begun if cells[_ACTION_CELL] == Action.NEW else changed
-        ids.add(cells[_ID_CELL])
-    begun.update(line.split("\t", _ID_CELL + 1)[_ID_CELL] for line in write.plain_trades)
-    return changed - begun
+        if cells[_ACTION_CELL] == Action.NEW:
+            begun.add(cells[_ID_CELL])
+    return set(write.changed) - begun
 
 
 def copy_text(lines: Iterable[str]) -> bytes:

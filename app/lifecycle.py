@@ -88,17 +88,23 @@ async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_
 
     Args:
         main: Stops by itself soon after its event is set.
-        grace_s: From the first signal on, the process lives at most so long; a second signal ends
+        grace_s: From the first signal on, the process lives at most so long; a second Ctrl-C ends
             it at once. What was not acknowledged by then comes again at the next start.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     timers: list[threading.Timer] = []
+    received: list[int] = []
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
-            log.warning("stopped_at_once", signal=signal.Signals(number).name)
-            os._exit(128 + number)
+        received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            log.warning("stopped_at_once")
+            os._exit(EXIT_INTERRUPTED)
+        if len(received) > 1:
+            # The same wish by another way: a service manager tells every process of a service, and
+            # the supervisor among them passes it on.
+            return
         log.info("stopping", signal=signal.Signals(number).name, grace_s=grace_s)
         stop.set()
         timers.append(end_within(grace_s))

@@ -31,7 +31,7 @@ class LogFaults:
         source: Gives the bytes of what cannot be read.
         quarantine: Keeps them.
         settings: Whether to go on where records are missing.
-        stats: Counts what was put aside.
+        stats: Counts what cannot be read.
         monotonic: Clock of pauses, in seconds.
     """
 
@@ -102,17 +102,30 @@ class LogFaults:
             )
         try:
             fetched = await self._source.stored_bytes(partition.number, partition.next_offset)
-            batch = UnreadableBatch.first_of(fetched, partition.next_offset)
-            if partition.next_offset < partition.effects_from:
-                # Read again for the margin alone: whoever went on after it has said so by a commit.
-                partition.unreadable_tries = 0
-                partition.next_offset = batch.next_offset or partition.effects_from
-                return None
-            path = await self._quarantine.put(batch, partition.number, str(why))
-        except (TransportError, OSError) as failure:
-            return f"{why}; its bytes could not be kept: {failure}"
+        except TransportError as failure:
+            return f"{why}; its bytes could not be fetched: {failure}"
+        batch = UnreadableBatch.first_of(fetched, partition.next_offset)
+        if partition.next_offset < partition.effects_from:
+            # Read again for the margin alone: whoever went on after it has said so by a commit.
+            partition.unreadable_tries = 0
+            partition.next_offset = batch.next_offset or partition.effects_from
+            return None
+        return f"{why}; {await self._put_aside(batch, partition.number, str(why))}"
+
+    async def _put_aside(self, batch: UnreadableBatch, number: int, why: str) -> str:
+        """Put a batch into quarantine; say where it is, and which command goes on after it."""
         self._stats.quarantined_batches += 1
-        return f"{why}; its bytes are in {path}; `trade-stream quarantine skip` goes on after it"
+        accept = f"gap accept --partition {number} --to {batch.next_offset or 'OFFSET'}"
+        try:
+            path = await self._quarantine.put(batch, number, why)
+        except (TransportError, OSError) as failure:
+            return (
+                f"its bytes could not be kept: {failure}. Mend that and start again, or"
+                f" `trade-stream {accept}` goes on without them"
+            )
+        # Where its end is not known, a person has to find it.
+        skip = f"quarantine skip --partition {number}" if batch.next_offset else accept
+        return f"its bytes are in {path}; `trade-stream {skip}` goes on after it"
 
     def due_again(self, partitions: Iterable[OpenPartition]) -> list[int]:
         """Give the partitions whose pause is over, once."""

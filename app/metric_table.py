@@ -106,7 +106,7 @@ OF_THE_CONSUMER: Final = (
     _gauge("time_to_drain_seconds", "Lag over the rate of the last minute; +Inf without any rate."),
     _gauge("assigned_partitions", "Partitions that the group has given us."),
     _gauge("stopped_partitions", "Partitions that wait for a person."),
-    _gauge("quarantined_batches", "Batches put aside because nobody can read them."),
+    _gauge("quarantined_batches", "Batches that nobody can read, put aside if possible."),
     _gauge("reference_file_refused", "1 while the file is not right, so that older data are used."),
     _counter("rebalances_total", "Assignments taken over."),
     _gauge("assignment_epoch", "Number of the assignment that is worked on."),

@@ -82,7 +82,7 @@ class ConsumerCounts:
         backpressure_s: Time for which any was, so far.
         assigned_partitions: Partitions that are ours, restored or not.
         stopped_partitions: Those of them that wait for a person.
-        quarantined_batches: Batches put aside.
+        quarantined_batches: Batches that nobody can read.
         is_reference_refused: Whether the file of reference data is not right.
         rebalances: Assignments taken over.
         epoch: Number of the present one.

@@ -260,6 +260,7 @@ class LedgerWrite:
         trades: Lines of the other trades.
         corrections: Lines of what was changed of the past.
         dead_letters: Lines of what was dead-lettered.
+        changed: Ids of trades that are changed: each of them is booked, or by this write.
         refused_new: Ids of trades that were refused as new ones: none of them may be booked.
         positions: Positions that have changed.
         lots: What became of the lots of those that are kept first in, first out, by key, changed or
@@ -276,6 +277,7 @@ class LedgerWrite:
     trades: Sequence[str] = ()
     corrections: Sequence[str] = ()
     dead_letters: Sequence[str] = ()
+    changed: Sequence[str] = ()
     refused_new: Sequence[str] = ()
     positions: Collection[Position] = ()
     lots: Mapping[str, LotChange | None] = field(default_factory=dict)

@@ -9,7 +9,6 @@ each of them has to be explained: dead-lettered, pruned, or of a trade that is b
 place.
 """
 
-import asyncio
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -399,12 +398,12 @@ class Reconciler:
                 found.differences.append(Difference(partition, offset, Kind.SURPLUS, detail))
         rest = {offset: row for offset, row in others.items() if offset not in letters}
         noted = await _asked(ledger.noted, sorted({row.trade_id for row in rest.values()}))
-        pruned_ns = await ledger.pruned_ns()
+        pruned_ns = await ledger.pruned_ns(sorted({row.key for row in rest.values()}))
         unknown: dict[int, str] = {}
         for offset, row in sorted(rest.items()):
             if row.trade_id in noted:
                 found.explained[_ELSEWHERE] += 1
-            elif row.new_ns is not None and pruned_ns is not None and row.new_ns <= pruned_ns:
+            elif row.new_ns is not None and row.new_ns <= pruned_ns.get(row.key, -1):
                 found.explained["pruned"] += 1
             elif offset < self._begins[partition]:
                 found.explained[_BEFORE] += 1
@@ -451,9 +450,8 @@ class Reconciler:
         self, found: _Found, partition: int, copied: _Side, there: _Side, start: int, end: int
     ) -> int:
         """Compare two sides from whole ranges down to rows; give the rows of the copy."""
-        have, want = await asyncio.gather(
-            copied.digests(start, end, size=_RANGE), there.digests(start, end, size=_RANGE)
-        )
+        have = await copied.digests(start, end, size=_RANGE)
+        want = await there.digests(start, end, size=_RANGE)
         found.ranges += len(have.keys() | want.keys())
         for number in _differing(have, want):
             low, high = max(number * _RANGE, start), min((number + 1) * _RANGE, end)

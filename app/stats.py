@@ -60,7 +60,7 @@ class ConsumerStats:
         backpressure_s: Time for which partitions were paused.
         latency: Publish time to acknowledged effect, of a sample of the trades.
         first_ns: Monotonic time of the first record, and `last_ns` of the last acknowledgement.
-        quarantined_batches: Batches put aside because nobody can read them.
+        quarantined_batches: Batches that nobody can read, put aside if that was possible.
         stopped: What stopped partitions wait for, by partition.
     """
 

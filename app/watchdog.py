@@ -38,7 +38,8 @@ class Watchdog:
     not count: they go on while nothing is fetched.
 
     What counts as behind: a partition that is not committed up to its end, or not open yet, unless
-    a person has to look at it. One that is stuck beside others that move is not found.
+    a person has to look at it. One that is stuck beside others that move is not found, nor is one
+    whose restore fails over and over: `/readyz` has both.
 
     A broker that is away does not always show by an error. So the brokers are asked first, by a
     client of its own, since the worker's may be what is stuck (B10).

@@ -67,6 +67,7 @@ echo "== consumer in the image"
 in_image python app/consumer.py --until-caught-up --json | tee "$work/consumed.json"
 echo "== check"
 in_image python -c 'import os, sys; sys.exit(os.getuid() == 0)'
+in_image python -c 'import os, tempfile; tempfile.TemporaryFile(dir=os.environ["QUARANTINE_DIR"])'
 .venv/bin/python - "$work" "$trades" <<'P'
 import json, pathlib, sys
 

@@ -448,6 +448,7 @@ async def test_a_member_without_an_assignment_is_not_ready() -> None:
     await third.start()
     await until(lambda: first.consumer._open == {})
     await until(lambda: Unready.ASSIGNMENT in first.health.ready())
+    assert not first.consumer.is_behind({0: 10, 1: 10})  # no reason to end it
     slow.source.confirm_revocation()
     await until(lambda: first.health.ready() == {})
     await first.finish()
@@ -961,7 +962,7 @@ async def test_unreadable_batch_is_put_aside_and_others_flow(tmp_path: Path) -> 
     assert "partitions 0 wait for a person" in worker.health.ready().values()
     stats = await worker.finish()
     assert stats.quarantined_batches == 1
-    assert "quarantine skip" in stats.stopped[0]
+    assert "`trade-stream quarantine skip --partition 0`" in stats.stopped[0]
     (kept,) = files(tmp_path)
     assert kept.name == f"{TRADES}-0-1.batch"
     assert kept.read_bytes().endswith(b"unreadable bytes")
@@ -1008,16 +1009,44 @@ async def test_batch_that_broke_on_its_way_is_read_again(tmp_path: Path) -> None
 
 @virtual_time
 async def test_bytes_that_cannot_be_kept_are_said_to_be_lost(tmp_path: Path) -> None:
-    """A full disk or a broker that is away does not hide that the partition waits."""
+    """A full disk does not hide that the partition waits, nor the command that goes on."""
     (tmp_path / "file").touch()
     world = World(quarantine_dir=str(tmp_path / "file"))
-    put(world, trade(HERE))
+    put(world, trade(HERE), trade(HERE), trade(HERE))
     worker = world.worker()
-    worker.source.unreadable = {(0, 0)}
+    worker.source.unreadable = {(0, 1)}
     await worker.start(until_caught_up=True)
     stats = await worker.finish_by_itself()
     assert "could not be kept" in stats.stopped[0]
+    assert "`trade-stream gap accept --partition 0 --to 2`" in stats.stopped[0]
+    assert stats.quarantined_batches == 1  # which pages somebody
     assert world.broker.records(DEAD_LETTERS) == []
+    world.broker.group(GROUP, TRADES).commits[0] = 2  # what that command does
+    again = world.worker()
+    again.source.unreadable = {(0, 1)}
+    await again.start(until_caught_up=True)
+    assert (await again.finish_by_itself()).stopped == {}
+    assert world.committed == world.ends
+
+
+@virtual_time
+async def test_a_batch_without_an_end_is_gone_past_by_an_offset_that_a_person_finds(
+    tmp_path: Path,
+) -> None:
+    """No command is suggested that would refuse."""
+    world = World(quarantine_dir=str(tmp_path))
+    put(world, trade(HERE))
+    worker = world.worker()
+    worker.source.unreadable = {(0, 0)}
+
+    async def no_header(partition: int, offset: int) -> bytes:
+        return b"\xff" * 100
+
+    worker.source.stored_bytes = no_header  # type: ignore[method-assign]
+    await worker.start(until_caught_up=True)
+    stats = await worker.finish_by_itself()
+    assert "`trade-stream gap accept --partition 0 --to OFFSET`" in stats.stopped[0]
+    assert len(files(tmp_path)) == 1
 
 
 @virtual_time

@@ -33,7 +33,7 @@ class StoredRecord:
     value: bytes | None = b"\xff\x00 not ours to change"
     key: bytes | None = b"\xfe"
     offset: int = 41
-    timestamp: int = 1_767_000_000_000
+    timestamp: int = 1_767_300_000_000
 
 
 def letter(
@@ -56,6 +56,15 @@ def named(record: OutgoingRecord) -> dict[str, bytes | None]:
     names = [name for name, _ in record.headers]
     assert len(names) == len(set(names))
     return dict(record.headers)
+
+
+@pytest.mark.parametrize("original_ms", [-1, 946_684_800_000, 4_102_444_800_000])
+def test_dead_letter_is_new_however_old_its_original(original_ms: int) -> None:
+    """Its topic may delete by the record's own time; that of the original is in a header."""
+    made = letter(StoredRecord(timestamp=original_ms))
+    assert made.timestamp_ms is not None
+    assert 0 <= NOW_NS // 1_000_000 - made.timestamp_ms <= 24 * 3_600_000
+    assert named(made)["x-dlq-original-timestamp"] == str(original_ms).encode()
 
 
 def test_dead_letter_keeps_the_original_and_says_what_was_wrong() -> None:
@@ -84,7 +93,7 @@ def test_dead_letter_keeps_the_original_and_says_what_was_wrong() -> None:
         "x-dlq-error-class": b"InvalidTradeError",
         "x-dlq-error-kind": b"validation",
         "x-dlq-stage": b"validation",
-        "x-dlq-original-timestamp": b"1767000000000",
+        "x-dlq-original-timestamp": b"1767300000000",
         "x-dlq-failed-at": b"2026-01-02T03:04:05.123Z",
         "x-dlq-first-failed-at": b"2026-01-02T03:04:05.123Z",
         "x-dlq-app": APP.encode(),

@@ -53,6 +53,29 @@ def test_compose_services_name_only_what_the_project_has() -> None:
     assert all(port.startswith("127.0.0.1:") for port in services["kafka"]["ports"])
 
 
+def volumes_of(service: str) -> dict[str, str]:
+    """Give the named volumes of a service, by where they are mounted."""
+    mounts = [mount.split(":") for mount in COMPOSE["services"][service]["volumes"]]
+    assert {name for name, _ in mounts} <= COMPOSE["volumes"].keys()
+    return {path: name for name, path in mounts}
+
+
+def test_what_the_broker_stores_outlives_its_container() -> None:
+    """Its logs are on the volume, not where Kafka puts them unless it is told."""
+    kafka = COMPOSE["services"]["kafka"]
+    assert kafka["environment"]["KAFKA_LOG_DIRS"] in volumes_of("kafka")
+
+
+def test_quarantine_can_be_written_in_the_image_and_outlives_its_container() -> None:
+    """Its folder belongs to the user of the image, and is a volume where all else is read-only."""
+    (folder,) = re.findall(r"\bQUARANTINE_DIR=(\S+)", DOCKERFILE)
+    (user,) = re.findall(r"^USER (\d+):\1$", DOCKERFILE, re.MULTILINE)
+    assert f'RUN install -d -m 700 -o {user} -g {user} "$QUARANTINE_DIR"\n' in DOCKERFILE
+    assert "VOLUME $QUARANTINE_DIR\n" in DOCKERFILE
+    assert COMPOSE["services"]["consumer"]["read_only"] is True
+    assert folder in volumes_of("consumer")
+
+
 def test_image_runs_the_consumer_as_nobody_with_runtime_requirements_only() -> None:
     """The Dockerfile keeps its promises: base, user, requirements, default command."""
     assert "ARG BASE_IMAGE=python:3.11-slim-bookworm" in DOCKERFILE

@@ -693,27 +693,40 @@ def image_check() -> list[str]:
     return words
 
 
-def run_image_check(health_port: int | None) -> int:
-    """Run it as a container would; give its exit code."""
+def run_image_check(**environment: str) -> int:
+    """Run it as a container with these variables would; give its exit code."""
     words = image_check()
     assert words[0] == "python"
-    environment = child_environment(
-        {} if health_port is None else {"HEALTH_PORT": str(health_port)}
-    )
     return subprocess.run(
-        [sys.executable, *words[1:]], env=environment, capture_output=True, check=False, timeout=60
+        [sys.executable, *words[1:]],
+        env=child_environment(environment),
+        capture_output=True,
+        check=False,
+        timeout=60,
     ).returncode
 
 
 def test_check_of_the_image_tells_life_from_death(server: MonitorServer, clock: Clock) -> None:
     """0 while the process lives or serves nothing, 1 when it hangs or is gone."""
-    assert run_image_check(None) == 0
-    assert run_image_check(server.port) == 0
+    assert run_image_check() == 0
+    assert run_image_check(HEALTH_PORT="0") == 0  # nobody but the log knows which one it is
+    assert run_image_check(HEALTH_PORT=str(server.port)) == 0
     clock.now_s += DEAD_AFTER_S + 1
-    assert run_image_check(server.port) == 1
+    assert run_image_check(HEALTH_PORT=str(server.port)) == 1
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = taken.getsockname()[1]
-    assert run_image_check(nobody) == 1
+    assert run_image_check(HEALTH_PORT=str(nobody)) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "::"])
+def test_check_of_the_image_asks_where_the_process_listens(health: Health, host: str) -> None:
+    """At a single address, whatever its family, and at any."""
+    try:
+        server = MonitorServer(health, CollectorRegistry(), host=host, port=0)
+    except TradeStreamError:
+        pytest.skip("no such address on this machine")
+    with server:
+        assert run_image_check(HEALTH_HOST=host, HEALTH_PORT=str(server.port)) == 0
 
 
 def test_compose_publishes_the_ports_on_this_machine_only() -> None:

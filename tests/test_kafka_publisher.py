@@ -8,7 +8,9 @@ import pytest
 from aiokafka.errors import (
     CorruptRecordException,
     KafkaConnectionError,
+    KafkaError,
     KafkaTimeoutError,
+    MessageSizeTooLargeError,
     OutOfOrderSequenceNumber,
     RequestTimedOutError,
     TopicAuthorizationFailedError,
@@ -143,10 +145,17 @@ async def test_unknown_outcome_is_never_repeated_and_nothing_overtakes_it(
     assert client.stored == []
 
 
-async def test_dead_producer_is_replaced_before_the_next_send(client: type[FakeClient]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OutOfOrderSequenceNumber(), MessageSizeTooLargeError(), KafkaError("the sender has ended")],
+    ids=repr,
+)
+async def test_dead_producer_is_replaced_before_the_next_send(
+    client: type[FakeClient], error: KafkaError
+) -> None:
     """Sequence numbers that no longer fit make every further send fail: only a new one helps."""
     publisher = KafkaPublisher(SETTINGS, client)
-    client.plan.append(OutOfOrderSequenceNumber())
+    client.plan.append(error)
     (first,) = await publisher.publish(records("a"))
     assert first.state is SendState.UNKNOWN
     (second,) = await publisher.publish(records("a"))

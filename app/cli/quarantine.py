@@ -45,7 +45,7 @@ def skip(
         if next_offset is None:
             raise OffsetGapError(
                 f"partition {partition} does not wait at a batch whose end is known; see"
-                " `quarantine list`, or name the offset: `gap accept --partition N --to OFFSET`"
+                " `quarantine list`, and the command in the worker's log (`partition_stopped`)"
             )
         await move_on(settings, reader, partition=partition, next_offset=next_offset)
         return next_offset

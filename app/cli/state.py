@@ -131,25 +131,33 @@ def doctor(
 ) -> None:
     """Look for what is wrong with brokers, topics, positions and offsets, each with its fix."""
     settings = start_up()
-    problems = asyncio.run(_diagnose(settings, connect_timeout))
-    rows = [{"check": check, "problem": problem} for check, problem in problems]
+    problems, warnings = asyncio.run(_diagnose(settings, connect_timeout))
+    rows = [
+        {"check": check, "severity": severity, "problem": text}
+        for severity, of_it in (("error", problems), ("warning", warnings))
+        for check, text in of_it
+    ]
     show(rows, as_json=as_json, empty="all is well")
     if problems:
         raise typer.Exit(EXIT_FAILED)
 
 
-async def _diagnose(settings: Settings, timeout_s: float) -> list[tuple[str, str]]:
+async def _diagnose(
+    settings: Settings, timeout_s: float
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Give problems and warnings, each with the check that found it."""
     reader = KafkaLogReader(settings)
     try:
         async with asyncio.timeout(timeout_s + 30):
-            problems = [("topics", problem) for problem in await TopicAdmin(settings).check()]
+            found = await TopicAdmin(settings).check()
     except (TransportError, TimeoutError) as exc:
         hint = (
             "start a broker with `trade-stream broker start`, or set KAFKA_BOOTSTRAP_SERVERS"
             if getattr(exc, "retryable", True)
             else "check KAFKA_SECURITY_PROTOCOL and the KAFKA_SASL_ and KAFKA_SSL_ settings"
         )
-        return [("broker", f"{exc}: {hint}")]
+        return [("broker", f"{exc}: {hint}")], []
+    problems = [("topics", problem) for problem in found.problems]
     try:
         others = await position_owners(reader, settings.positions_topic) - {settings.kafka_group_id}
         problems += [
@@ -169,7 +177,7 @@ async def _diagnose(settings: Settings, timeout_s: float) -> list[tuple[str, str
         problems.append(("topics", str(exc)))
     except TradeStreamError as exc:
         problems.append(("broker", str(exc)))
-    return problems
+    return problems, [("topics", warning) for warning in found.warnings]
 
 
 @config.command("show")

@@ -33,8 +33,10 @@ def init(
 def check(
     as_json: JsonOption = False, connect_timeout: ConnectTimeoutOption = CONNECT_TIMEOUT_S
 ) -> None:
-    """Compare the topics with what delivery needs; exit code 1 when something differs."""
-    problems = ask(lambda settings, _: TopicAdmin(settings).check(), connect_timeout)
-    show([{"problem": p} for p in problems], as_json=as_json, empty="the topics are fit")
-    if problems:
+    """Compare the topics with what delivery needs; exit code 1 when it cannot do with them."""
+    found = ask(lambda settings, _: TopicAdmin(settings).check(), connect_timeout)
+    rows = [{"severity": "error", "problem": problem} for problem in found.problems]
+    rows += [{"severity": "warning", "problem": warning} for warning in found.warnings]
+    show(rows, as_json=as_json, empty="the topics are fit")
+    if found.problems:
         raise typer.Exit(EXIT_FAILED)

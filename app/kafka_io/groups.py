@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import CommitFailedError
 
 from app.config import Settings
 from app.errors import TransportError
@@ -52,10 +52,10 @@ async def commit_offsets(settings: Settings, next_offsets: Mapping[int, int]) ->
             await consumer.start()
             consumer.assign(list(offsets))
             await consumer.commit(offsets)
-    except KafkaError as exc:
+    except CommitFailedError as exc:  # the coordinator knows members, and we are none of them
         raise TransportError(
-            f"cannot set the offsets of group {settings.kafka_group_id}:"
-            f" {exc or type(exc).__name__}. Stop its consumers first",
+            f"cannot set the offsets of group {settings.kafka_group_id}: it has members. Stop its"
+            " consumers first",
             retryable=False,
         ) from exc
     except CLIENT_ERRORS as exc:

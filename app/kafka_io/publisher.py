@@ -10,17 +10,11 @@ from typing import Any, Final, NamedTuple, Self
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
-    CorruptRecordException,
-    InvalidProducerEpoch,
     InvalidTimestampError,
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
-    OutOfOrderSequenceNumber,
-    ProducerClosed,
-    ProducerFenced,
     TopicAuthorizationFailedError,
-    UnknownProducerId,
 )
 from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_random_exponential
@@ -40,16 +34,6 @@ from app.timestamps import NS_PER_MS
 
 log = structlog.get_logger(__name__)
 
-# A4: after these the client's sequence numbers no longer fit the broker's; only a new one helps. A
-# batch whose checksum is wrong has broken on its way, and its numbers count as used.
-_DEAD_PRODUCER: Final = (
-    CorruptRecordException,
-    OutOfOrderSequenceNumber,
-    UnknownProducerId,
-    InvalidProducerEpoch,
-    ProducerFenced,
-    ProducerClosed,
-)
 # C4: the broker says no, and would again.
 _PERMANENT: Final = (
     InvalidTimestampError,
@@ -290,7 +274,7 @@ class KafkaPublisher:
         except KafkaTimeoutError as exc:  # C2: refused by the call itself, so never queued
             return _not_sent(exc, retryable=True)
         except (KafkaError, AssertionError) as exc:
-            self._note(producer, exc)
+            self._discard(producer, exc)
             return _not_sent(exc, retryable=not isinstance(exc, _PERMANENT))
         return future
 
@@ -302,14 +286,14 @@ class KafkaPublisher:
             timeout_s = max(0.0, sent.deadline_s - asyncio.get_running_loop().time())
             await asyncio.wait([future], timeout=timeout_s)
         if not future.done():
-            self._is_dead = self._is_dead or sent.producer is self._producer
+            self._discard(sent.producer, None)
             future.add_done_callback(_retrieve)
             failed = _EXPIRED
         elif future.cancelled() or future.exception() is not None:
             exc = None if future.cancelled() else future.exception()
             if exc is not None and not isinstance(exc, KafkaError):
                 raise exc
-            self._note(sent.producer, exc)
+            self._discard(sent.producer, exc)
             retryable = not isinstance(exc, _PERMANENT)
             error = f"{type(exc).__name__}: {exc}"
             failed = SendOutcome(SendState.UNKNOWN, error=error, retryable=retryable)
@@ -322,9 +306,12 @@ class KafkaPublisher:
         for index in batch.indexes:
             outcomes[index] = failed
 
-    def _note(self, producer: Any, exc: BaseException | None) -> None:
-        if isinstance(exc, _DEAD_PRODUCER) and producer is self._producer:
-            log.warning("producer_died", error=type(exc).__name__)
+    def _discard(self, producer: Any, exc: BaseException | None) -> None:
+        # A4: the client numbers a batch when it first sends it, and fails it only when it will not
+        # send it again. So with any error numbers are used up that the broker has not seen, and it
+        # would refuse what comes next in the partition; only a new client helps.
+        if producer is self._producer and not self._is_dead:
+            log.warning("producer_died", error="no answer" if exc is None else type(exc).__name__)
             self._is_dead = True
 
     async def _ensure_producer(self) -> None:

@@ -26,6 +26,7 @@ import structlog
 from app.config import EMBEDDED_CLICKHOUSE, Settings, data_home
 from app.copy_codec import REFUSAL_COLUMNS, TRADE_COLUMNS, CopyBlock
 from app.errors import CopyError, TransportError
+from app.models import position_key
 from app.stores.clickhouse_tables import CHECK_TABLES, NAMES, SCHEMA, TABLES, VIEWS
 
 log = structlog.get_logger(__name__)
@@ -89,11 +90,13 @@ class CopiedRow(NamedTuple):
 
     Attributes:
         trade_id: Of its trade.
+        key: Of its position.
         number: Hash of its text, as a ledger books it.
         new_ns: When its trade was executed, in nanoseconds since 1970; `None` of a change.
     """
 
     trade_id: str
+    key: str
     number: int
     new_ns: int | None
 
@@ -246,11 +249,14 @@ class ClickHouseCopy:
             [*wide, *([f"source_offset IN ({', '.join(singles)})"] if singles else [])]
         )
         rows = await self._query(
-            f"SELECT source_offset, trade_id, {_hash('booked')},"  # noqa: S608 - names and numbers of our own
+            f"SELECT source_offset, trade_id, book, symbol, {_hash('booked')},"  # noqa: S608 - names and numbers of our own
             " if(action = 'NEW', toUnixTimestamp64Nano(executed_at), NULL)"
             f" FROM trades FINAL WHERE {whole} AND ({chosen})"
         )
-        return {o: CopiedRow(trade_id, number % 2**64, ns) for o, trade_id, number, ns in rows}
+        return {
+            offset: CopiedRow(trade_id, position_key(book, symbol), number % 2**64, new_ns)
+            for offset, trade_id, book, symbol, number, new_ns in rows
+        }
 
     async def places(self, trade_ids: Sequence[str]) -> list[tuple[str, int, int]]:
         """Give id, partition and offset of every row of some trades."""

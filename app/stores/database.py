@@ -19,7 +19,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
 _STATEMENT_TIMEOUT_S: Final = 60.0
 """Longest wait for one answer; the server gives up at the same time, so that nothing lingers."""
-_IDLE_TIMEOUT_S: Final = 15.0
+IDLE_TIMEOUT_S: Final = 15.0
 """A process that was frozen in a transaction keeps others from its partitions for so long."""
 _CONNECTIONS: Final = 3
 """One writes, one is asked, one restores."""
@@ -29,7 +29,7 @@ _SESSION: Final = {
     "synchronous_commit": "on",
     "jit": "off",  # statements are short and many
     "statement_timeout": f"{_STATEMENT_TIMEOUT_S:.0f}s",
-    "idle_in_transaction_session_timeout": f"{_IDLE_TIMEOUT_S:.0f}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT_S:.0f}s",
 }
 
 _TRANSIENT: Final = (

@@ -50,7 +50,9 @@ SELECT source_partition, source_offset FROM trades
 JOIN unnest($1::integer[], $2::bigint[]) AS asked (source_partition, source_offset)
 USING (source_partition, source_offset)
 """
-_PRUNED: Final = "SELECT max(last_ns) FROM carried_forward"
+_PRUNED: Final = """
+SELECT key, max(last_ns) FROM carried_forward WHERE key = ANY($1::text[]) GROUP BY key
+"""
 _PARKED: Final = f"SELECT source_offset FROM parked_events WHERE {_PLACE}"  # noqa: S608 - likewise
 _LETTERS: Final = f"SELECT source_offset, reason, kind FROM dead_letters WHERE {_PLACE}"  # noqa: S608 - likewise
 
@@ -105,10 +107,9 @@ class LedgerDigests:
         partitions, offsets = [place[0] for place in places], [place[1] for place in places]
         return {(a, b) for a, b in await self._fetch(_BOOKED, partitions, offsets)}
 
-    async def pruned_ns(self) -> int | None:
-        """Give when the last trade was executed that was pruned, in nanoseconds since 1970."""
-        last_ns: int | None = (await self._fetch(_PRUNED))[0][0]
-        return last_ns
+    async def pruned_ns(self, keys: Sequence[str]) -> dict[str, int]:
+        """Give the execution time of the last pruned trade of each of some positions, in ns."""
+        return dict(await self._fetch(_PRUNED, list(keys)))
 
     async def parked(self, partition: int, start: int, end: int) -> set[int]:
         """Give the offsets of the events that wait for another one of their trade."""

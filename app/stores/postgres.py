@@ -308,9 +308,10 @@ class PostgresLedger:
         of_book = (_HISTORY_OF_BOOK, symbol, partition, book)
         query, *values = of_book if book else (_HISTORY_WITHOUT_BOOK, symbol, partition)
         async with self._connection() as connection:
-            if await connection.fetchval(_IS_PRUNED, partition, key):
-                return None
-            return await _copied(connection, query, *values)
+            lines = await _copied(connection, query, *values)
+            # Asked afterwards: trades may be pruned while the others are read.
+            is_pruned = await connection.fetchval(_IS_PRUNED, partition, key)
+        return None if is_pruned else lines
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

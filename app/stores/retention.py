@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, explained
+from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, explained
 from app.stores.ledger_queries import SIGN
 from app.stores.migrate import Connection
 
@@ -100,7 +100,13 @@ class Pruner:
 @asynccontextmanager
 async def open_pruner(url: str) -> AsyncIterator[Pruner]:
     """Connect as a user that may delete trades; raises as `open_reader`."""
-    session = {"application_name": "trade-stream-prune", "timezone": "UTC", "jit": "off"}
+    session = {
+        "application_name": "trade-stream-prune",
+        "timezone": "UTC",
+        "jit": "off",
+        # Its lock keeps writers off, also where it is frozen.
+        "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT_S:.0f}s",
+    }
     with explained():
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=session)
     try:

@@ -9,6 +9,7 @@ import pytest
 from app import reconcile
 from app.config import IdentityScope
 from app.consumer import TradeConsumer
+from app.errors import CopyError
 from app.health import Health
 from app.memory_io import MemoryLogReader, MemoryPublisher, MemorySource
 from app.metrics import ConsumerMetrics
@@ -278,7 +279,7 @@ async def prune(database: Database, before_ns: int) -> int:
 async def test_pruned_trades_are_explained_and_lost_ones_are_not(
     mixed: CopyWorld, database: Database
 ) -> None:
-    """By when they were executed, wherever they stand, and wherever they were re-keyed from."""
+    """By position and time of execution, wherever they stand or were re-keyed from."""
     half: int = parse_timestamp("2026-03-02T14:30:00Z")[0]
     pruned = await prune(database, half)
     assert 300 < pruned < 600
@@ -295,6 +296,35 @@ async def test_pruned_trades_are_explained_and_lost_ones_are_not(
     assert result.counts.keys() == {Kind.SURPLUS}
     told = result.to_text()
     assert all(f"trade {row[0]} is in the copy, and the ledger" in told for row in lost)
+
+
+async def test_a_position_of_which_nothing_was_pruned_has_all_its_trades(
+    mixed: CopyWorld, database: Database
+) -> None:
+    """That others were pruned explains nothing of it."""
+    await prune(database, parse_timestamp("2026-03-02T14:30:00Z")[0])
+    sums = "FROM carried_forward WHERE key = (SELECT min(key) FROM carried_forward)"
+    pruned = await database.pool.fetchval(f"SELECT sum(trade_count)::int {sums}")
+    async with open_digests(database.url) as ledger:
+        assert (await reconciler(mixed, ledger).run()).is_equal
+        await database.pool.execute(f"DELETE {sums}")
+        result = await reconciler(mixed, ledger).run()
+    assert result.counts.keys() == {Kind.SURPLUS}
+    assert result.counts[Kind.SURPLUS] >= pruned > 0  # and where some of them were re-keyed from
+
+
+async def test_a_copy_that_fails_is_told_as_that(
+    mixed: CopyWorld, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the ledger is asked, or has been, it is the copy that is away."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise CopyError("refused")
+
+    monkeypatch.setattr(ClickHouseCopy, "digests", refuse)
+    async with open_digests(database.url) as ledger:
+        with pytest.raises(CopyError, match="refused"):
+            await reconciler(mixed, ledger).run()
 
 
 class Meanwhile(LedgerDigests):

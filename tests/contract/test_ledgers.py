@@ -16,7 +16,6 @@ from app.ledger_codec import LedgerRows, read_fills
 from app.memory_io import MemoryDatabase, MemoryLedger
 from app.models import Fee, Lot, LotChange, NumberedLots, Position, Refusal, TradeEvent
 from app.money import ONE_E8
-from app.pnl.fills import Correction
 from app.ports import Ledger, LedgerWrite, ParkedRecord
 from app.validation import check_event
 from tests.contract.postgres import Database
@@ -221,14 +220,12 @@ async def test_a_write_that_changes_a_trade_that_is_not_there_is_refused(
     amend = trade_event("T0", action="AMEND", version=2)
     for number, offset, event in ((0, 0, trade_event("T0")), (0, 1, amend), (1, 0, amend)):
         rows[number].add(offset, event, check_event(event), ())
-        if event is amend:
-            rows[number].add_correction(offset, Correction(position(offset), position(offset)))
     lone, whole = (
         LedgerWrite(
             expected=None,
             next_offset=next_offset,
             trades=rows[number].trades,
-            corrections=rows[number].corrections,
+            changed=rows[number].changed,
         )
         for number, next_offset in ((1, 1), (0, 2))
     )

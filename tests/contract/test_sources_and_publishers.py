@@ -1,12 +1,13 @@
 """What the loops may rely on, whatever is behind the ports."""
 
+import os
 import time
 
 import pytest
 
 from app.errors import OffsetGapError, TopicError, TransportError
 from app.kafka_io.partitioner import KeyPartitioner
-from app.memory_io import MemorySource, murmur2, nth, partition_for
+from app.memory_io import MemoryPublisher, MemorySource, murmur2, nth, partition_for
 from app.ports import OutgoingRecord, SendState
 from tests.contract.backend import Backend, opened, settle, take
 
@@ -94,6 +95,28 @@ async def test_a_record_that_is_too_large_is_not_sent(backend: Backend) -> None:
     assert not large.retryable
     assert large.error
     assert (await backend.reader.offset_ranges(backend.topic))[0] == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "ahead_ms"),
+    [(os.urandom(1_500_000), 0), (b"of tomorrow", 24 * 3_600_000)],
+    ids=["larger-than-the-topic-takes", "time-in-the-future"],
+)
+async def test_a_record_that_the_broker_refuses_costs_its_successors_nothing(
+    backend: Backend, value: bytes, ahead_ms: int
+) -> None:
+    """What the broker would refuse again is given up, and what comes after it is stored."""
+    if isinstance(backend.publisher, MemoryPublisher):
+        pytest.skip("a topic in memory has no settings by which it could refuse")
+    await backend.write([b"before"])
+    now_ms = time.time_ns() // 1_000_000
+    (refused,) = await backend.publisher.publish(
+        [OutgoingRecord(backend.topic, b"k", value, (), 0, now_ms + ahead_ms)]
+    )
+    assert refused.state is not SendState.OK
+    assert not refused.retryable
+    await backend.write([b"after"])
+    assert [r.value for r in await backend.read(backend.topic, 0, 0, 2)] == [b"before", b"after"]
 
 
 async def test_commits_are_kept_by_name(backend: Backend) -> None:

@@ -156,6 +156,7 @@ class World:
     def create_topics(self, *, replicas: int = 1) -> None:
         """Create the topics as the product would, by an independent client."""
         plain = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
+        roomy = plain | {"max.message.bytes": str(2 * 1024 * 1024)}
         compacted = {
             "cleanup.policy": "compact",
             "min.compaction.lag.ms": str(_HOUR_MS),
@@ -164,7 +165,7 @@ class World:
         in_sync = {"min.insync.replicas": str(max(1, replicas - 1))}
         for topic, config in (
             (self.events, plain),
-            (self.dead_letters, {}),
+            (self.dead_letters, roomy),
             (self.positions_topic, compacted),
         ):
             admin_create(

@@ -13,7 +13,10 @@ from app.ledger_codec import LedgerRows
 from app.models import Fate
 from app.pnl.daily import Day, explain_day
 from app.ports import LedgerWrite
+from app.stores import postgres
+from app.stores.database import IDLE_TIMEOUT_S
 from app.stores.ledger_queries import Filters, open_reader
+from app.stores.migrate import Connection
 from app.stores.retention import open_pruner
 from app.timestamps import parse_timestamp
 from app.validation import check_event
@@ -195,7 +198,8 @@ async def test_a_change_that_is_under_way_is_waited_for(database: Database) -> N
 
     rows, event = LedgerRows(0, "USD"), trade_event("A", action="AMEND", version=2)
     rows.add(6, event, check_event(event), ())
-    write = LedgerWrite(expected=await ledger.claim(0), next_offset=7, trades=rows.trades)
+    expected = await ledger.claim(0)
+    write = LedgerWrite(expected=expected, next_offset=7, trades=rows.trades, changed=rows.changed)
     writing = asyncio.ensure_future(ledger.write({0: write}, hold))
     await is_held.wait()
     pruning = asyncio.ensure_future(prune(database))
@@ -204,6 +208,30 @@ async def test_a_change_that_is_under_way_is_waited_for(database: Database) -> N
     assert await writing == {}
     assert await pruning == 3
     assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
+
+
+async def test_a_past_that_is_pruned_while_it_is_read_is_none(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it would make another position."""
+    await book(database.ledger(), HISTORY)
+    copied = postgres._copied
+
+    async def copied_after(connection: Connection, query: str, *values: object) -> list[str]:
+        await prune(database)
+        return await copied(connection, query, *values)
+
+    ledger = database.ledger()
+    assert await ledger.history(0, "AAPL") is not None
+    monkeypatch.setattr(postgres, "_copied", copied_after)
+    assert await ledger.history(0, "AAPL") is None
+
+
+async def test_a_prune_that_is_frozen_gives_its_lock_back(database: Database) -> None:
+    """The server ends it, as it ends a frozen writer."""
+    async with open_pruner(database.url) as pruner:
+        bound = await pruner._connection.fetchval("SHOW idle_in_transaction_session_timeout")
+    assert bound == f"{IDLE_TIMEOUT_S:.0f}s"
 
 
 async def test_a_writer_goes_on_meanwhile(
