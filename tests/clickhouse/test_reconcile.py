@@ -17,7 +17,6 @@ from app.reconcile import Kind, Reconciler
 from app.stores.changelog import Changelog
 from app.stores.clickhouse import ClickHouseCopy
 from app.stores.ledger_digests import LedgerDigests, open_digests
-from app.stores.retention import open_pruner
 from app.timestamps import parse_timestamp
 from tests.clickhouse.trades import event, some_events
 from tests.contract.postgres import Database, MakeDatabase
@@ -266,22 +265,12 @@ async def test_trades_of_a_window_are_found_by_their_places(
     assert result.explained["booked at another place: sent twice, or re-keyed"] > 100
 
 
-async def prune(database: Database, before_ns: int) -> int:
-    """Delete trades that were executed before a time; give how many."""
-    count = 0
-    async with open_pruner(database.url) as pruner:
-        for of in await pruner.find(before_ns):
-            async for deleted in pruner.prune(of, before_ns):
-                count += deleted
-    return count
-
-
 async def test_pruned_trades_are_explained_and_lost_ones_are_not(
     mixed: CopyWorld, database: Database
 ) -> None:
     """By position and time of execution, wherever they stand or were re-keyed from."""
     half: int = parse_timestamp("2026-03-02T14:30:00Z")[0]
-    pruned = await prune(database, half)
+    pruned = await database.prune(half)
     assert 300 < pruned < 600
     async with open_digests(database.url) as ledger:
         result = await reconciler(mixed, ledger).run()
@@ -302,7 +291,7 @@ async def test_a_position_of_which_nothing_was_pruned_has_all_its_trades(
     mixed: CopyWorld, database: Database
 ) -> None:
     """That others were pruned explains nothing of it."""
-    await prune(database, parse_timestamp("2026-03-02T14:30:00Z")[0])
+    await database.prune(parse_timestamp("2026-03-02T14:30:00Z")[0])
     sums = "FROM carried_forward WHERE key = (SELECT min(key) FROM carried_forward)"
     pruned = await database.pool.fetchval(f"SELECT sum(trade_count)::int {sums}")
     async with open_digests(database.url) as ledger:
@@ -351,7 +340,7 @@ async def test_what_happens_to_the_ledger_meanwhile_is_no_difference(
         if what == "released":
             moving.happens = lambda: booked(mixed, database)
         else:
-            moving.happens = lambda: prune(database, parse_timestamp("2026-03-02T14:30:00Z")[0])
+            moving.happens = lambda: database.prune(parse_timestamp("2026-03-02T14:30:00Z")[0])
         result = await reconciler(mixed, moving).run()
     assert result.is_equal, result.to_text()
     changes = "SELECT count(*) FROM trades WHERE trade_id = 'A'"

@@ -11,6 +11,7 @@ from app.config import IdentityScope
 from app.stores.database import migrate_database, new_pool
 from app.stores.migrate import migrate
 from app.stores.postgres import PostgresLedger
+from app.stores.retention import open_pruner
 
 _names = itertools.count()
 
@@ -43,6 +44,15 @@ class Database:
             "SELECT source_partition, source_offset, reason FROM dead_letters ORDER BY 1, 2"
         )
         return [tuple(row) for row in rows]
+
+    async def prune(self, before_ns: int) -> int:
+        """Delete trades that were executed before a time; give how many."""
+        count = 0
+        async with open_pruner(self.url) as pruner:
+            for of in await pruner.find(before_ns):
+                async for deleted in pruner.prune(of, before_ns):
+                    count += deleted
+        return count
 
     async def lots(self) -> int:
         """Count the lots of all positions."""

@@ -48,16 +48,6 @@ HISTORY = [
 HISTORY[5]["book"] = "B"
 
 
-async def prune(database: Database, before_ns: int = MARCH_2) -> int:
-    """Delete what is older; give how many trades were."""
-    count = 0
-    async with open_pruner(database.url) as pruner:
-        for of in await pruner.find(before_ns):
-            async for deleted in pruner.prune(of, before_ns):
-                count += deleted
-    return count
-
-
 async def day_of(database: Database, day: int) -> dict[str, Any]:
     """Explain a day of March, by key."""
     end = date(2026, 3, day)
@@ -74,10 +64,10 @@ async def test_positions_stay_and_only_old_trades_go(
     monkeypatch.setattr("app.stores.retention._BLOCK_OFFSETS", 2)
     await book(database.ledger(), HISTORY)
     positions = await database.ledger().positions(0)
-    assert await prune(database) == 4
+    assert await database.prune(MARCH_2) == 4
     assert [row[2] for row in await database.trades()] == ["C", "D"]
     assert await database.ledger().positions(0) == positions
-    assert await prune(database) == 0
+    assert await database.prune(MARCH_2) == 0
     ids = await database.pool.fetch("SELECT trade_id FROM trade_versions ORDER BY 1")
     assert [row[0] for row in ids] == ["C", "D"]
 
@@ -88,14 +78,14 @@ async def test_what_they_came_to_is_carried_forward(
     """Exactly, over any number of blocks and runs, with the price of the last of them."""
     monkeypatch.setattr("app.stores.retention._BLOCK_OFFSETS", 1)
     await book(database.ledger(), HISTORY)
-    await prune(database)
+    await database.prune(MARCH_2)
     rows = {row["key"]: row for row in await database.pool.fetch("SELECT * FROM carried_forward")}
     assert rows.keys() == {"AAPL", "B|OLD"}
     apple = rows["AAPL"]
     assert (apple["trade_count"], apple["exposure"], apple["fees"]) == (3, 65, Decimal("1.25"))
     assert apple["paid"] == Decimal(1050) - 330 - 45
     assert (apple["last_offset"], apple["last_price"]) == (3, 9)
-    await prune(database, MARCH_2 + 86_400 * 10**9)
+    await database.prune(MARCH_2 + 86_400 * 10**9)
     (apple,) = await database.pool.fetch("SELECT * FROM carried_forward WHERE key = 'AAPL'")
     assert (apple["trade_count"], apple["exposure"]) == (4, 75)
     assert (apple["last_offset"], apple["last_price"]) == (2, 12)
@@ -105,7 +95,7 @@ async def test_days_after_it_are_explained_as_before(database: Database) -> None
     """And of a day whose trades are gone nothing is said rather than something wrong."""
     await book(database.ledger(), HISTORY)
     first, second, third = [await day_of(database, day) for day in (1, 2, 3)]
-    await prune(database)
+    await database.prune(MARCH_2)
     assert (await day_of(database, 2), await day_of(database, 3)) == (second, third)
     assert first["None|AAPL"] is not None
     assert (await day_of(database, 1))["None|AAPL"] is None
@@ -120,7 +110,7 @@ async def test_what_needs_every_fill_knows_of_those_that_are_gone(database: Data
         (None, "AAPL", False), ("B", "OLD", False),
     ]  # fmt: skip
     assert [fill.trade_id for fill in before[0].fills] == ["A", "BB", "LATE", "C", "D"]
-    await prune(database)
+    await database.prune(MARCH_2)
     async with open_reader(database.url) as reader:
         found = [one async for one in reader.fills(Filters())]
         early = [one async for one in reader.fills(Filters(symbol="AAPL"), until_ns=MARCH_2)]
@@ -133,7 +123,7 @@ async def test_what_needs_every_fill_knows_of_those_that_are_gone(database: Data
 async def test_a_trade_that_is_gone_is_a_new_one(database: Database) -> None:
     """Its id is forgotten with it; those that stay are known."""
     await book(database.ledger(), HISTORY)
-    await prune(database)
+    await database.prune(MARCH_2)
     ledger = database.ledger()
     assert (await ledger.find(["A", "C"])).keys() == {"C"}
     await book(ledger, [on(4, "A", "BUY", "1", "1")], first=6)
@@ -151,7 +141,7 @@ async def test_a_trade_with_a_later_event_stays_whole(database: Database) -> Non
         """
     )
     assert (await day_of(database, 2))["None|AAPL"] is not None
-    assert await prune(database) == 3
+    assert await database.prune(MARCH_2) == 3
     assert [row[2] for row in await database.trades()] == ["A", "C", "D", "A"]
 
 
@@ -175,7 +165,7 @@ async def test_a_change_of_a_trade_that_is_gone_changes_nothing(
     publish(on(1, "OLD", "BUY", "100", "10"), kept)
     publish({**kept, "price": "11", "action": "AMEND", "version": 2})  # it reads the past for that
     await until(lambda: world.committed.get(0) == 3)
-    await prune(database)
+    await database.prune(MARCH_2)
     before = await day_of(database, 3)
     publish(on(1, "OLD", "BUY", "90", "10") | later)
     await until(lambda: world.committed.get(0) == 4)
@@ -202,7 +192,7 @@ async def test_a_change_that_is_under_way_is_waited_for(database: Database) -> N
     write = LedgerWrite(expected=expected, next_offset=7, trades=rows.trades, changed=rows.changed)
     writing = asyncio.ensure_future(ledger.write({0: write}, hold))
     await is_held.wait()
-    pruning = asyncio.ensure_future(prune(database))
+    pruning = asyncio.ensure_future(database.prune(MARCH_2))
     await until_one_waits(database)
     goes_on.set()
     assert await writing == {}
@@ -218,7 +208,7 @@ async def test_a_past_that_is_pruned_while_it_is_read_is_none(
     copied = postgres._copied
 
     async def copied_after(connection: Connection, query: str, *values: object) -> list[str]:
-        await prune(database)
+        await database.prune(MARCH_2)
         return await copied(connection, query, *values)
 
     ledger = database.ledger()
@@ -245,7 +235,7 @@ async def test_a_writer_goes_on_meanwhile(
         for n in range(60, 80):
             await book(database.ledger(), [on(3, f"T{n}", "BUY", "1", "1")], first=n)
 
-    deleted, _ = await asyncio.gather(prune(database), write())
+    deleted, _ = await asyncio.gather(database.prune(MARCH_2), write())
     assert deleted == 60
     assert len(await database.trades()) == 20
     (position,) = await database.ledger().positions(0)
