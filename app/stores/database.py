@@ -4,8 +4,8 @@ What the driver raises is explained here alone.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import asyncpg
@@ -13,10 +13,10 @@ import asyncpg
 from app.config import IdentityScope
 from app.errors import LedgerError, TransportError
 from app.stores.identity import keep_identity
-from app.stores.migrate import migrate
+from app.stores.migrate import Connection, migrate
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CLOSE_TIMEOUT_S: Final = 2.0
+_CLOSE_TIMEOUT_S: Final = 2.0
 _STATEMENT_TIMEOUT_S: Final = 60.0
 """Longest wait for one answer; the server gives up at the same time, so that nothing lingers."""
 IDLE_TIMEOUT_S: Final = 15.0
@@ -65,6 +65,29 @@ def explained() -> Iterator[None]:
         raise LedgerError(f"{exc}: grant it to the user of DATABASE_URL") from exc
 
 
+@asynccontextmanager
+async def connected(url: str, **session: str) -> AsyncIterator[Connection]:
+    """Give a connection of one's own, closed in an orderly way, or cut.
+
+    Args:
+        url: Of the database.
+        session: Settings of the server for it.
+
+    Raises:
+        LedgerError: There is no such database, or its user may not connect.
+        TransportError: It is away. What is asked by the connection is not explained here.
+    """
+    with explained():
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=session)
+    try:
+        yield connection
+    finally:
+        try:
+            await connection.close(timeout=_CLOSE_TIMEOUT_S)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()
+
+
 async def migrate_database(
     url: str, identity: IdentityScope | None = None, *, is_asked: bool = False
 ) -> list[str]:
@@ -79,16 +102,13 @@ async def migrate_database(
         What was done, a line each.
     """
     with explained():
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
-        try:
+        async with connected(url) as connection:
             done = [f"took {step.name}" for step in await migrate(connection)]
             if identity is not None:
                 async with connection.transaction():
                     if await keep_identity(connection, identity, is_asked=is_asked):
                         done.append(f"the ledger is kept with IDENTITY={identity} from now on")
             return done
-        finally:
-            await connection.close(timeout=CLOSE_TIMEOUT_S)
 
 
 async def recreate_database(server_url: str, name: str, *, template: str | None = None) -> None:
@@ -100,15 +120,12 @@ async def recreate_database(server_url: str, name: str, *, template: str | None 
         template: Of which it is to be a copy, and to which nobody is connected; empty without.
     """
     with explained():
-        connection = await asyncpg.connect(server_url, timeout=CONNECT_TIMEOUT_S)
-        try:
+        async with connected(server_url) as connection:
             ((quoted, of),) = await connection.fetch(
                 "SELECT quote_ident($1), quote_ident($2)", name, template or "template1"
             )
             await connection.execute(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")
             await connection.execute(f"CREATE DATABASE {quoted} TEMPLATE {of}")
-        finally:
-            await connection.close(timeout=CLOSE_TIMEOUT_S)
 
 
 async def new_pool(url: str) -> asyncpg.Pool:
@@ -126,7 +143,7 @@ async def new_pool(url: str) -> asyncpg.Pool:
 async def close_pool(pool: asyncpg.Pool) -> None:
     """Close connections in an orderly way, or cut them."""
     try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await pool.close()
     except (TimeoutError, *_TRANSIENT):
         pool.terminate()

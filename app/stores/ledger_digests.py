@@ -4,9 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import asyncpg
-
-from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, explained
+from app.stores.database import connected, explained
 from app.stores.migrate import Connection
 
 _SESSION: Final = {
@@ -135,12 +133,5 @@ async def open_digests(url: str) -> AsyncIterator[LedgerDigests]:
         LedgerError: Its user may not.
         TransportError: It is away.
     """
-    with explained():
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=_SESSION)
-    try:
+    async with connected(url, **_SESSION) as connection:
         yield LedgerDigests(connection)
-    finally:
-        try:
-            await connection.close(timeout=CLOSE_TIMEOUT_S)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            connection.terminate()

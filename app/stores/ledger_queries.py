@@ -20,7 +20,7 @@ from app.pnl.daily import Activity, Day
 from app.pnl.fills import Fill
 from app.pnl.reported import PositionFills
 from app.pnl.valuation import LAST_TRADE, Mark
-from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, explained
+from app.stores.database import connected, explained
 from app.stores.migrate import Connection
 from app.tabular import plain
 
@@ -389,16 +389,8 @@ async def open_reader(url: str) -> AsyncIterator[LedgerReader]:
         LedgerError: The tables are not there, or may not be read.
         TransportError: The database is away.
     """
-    with explained():
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=_SESSION)
-    try:
+    async with connected(url, **_SESSION) as connection:
         with explained():
             transaction = connection.transaction(isolation="repeatable_read", readonly=True)
             await transaction.start()
-        yield LedgerReader(connection)
-    finally:
-        # Nothing was written: there is nothing to end but the connection.
-        try:
-            await connection.close(timeout=CLOSE_TIMEOUT_S)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            connection.terminate()
+        yield LedgerReader(connection)  # nothing is written: no more than the connection has to end

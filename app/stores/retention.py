@@ -5,9 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import asyncpg
-
-from app.stores.database import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, explained
+from app.stores.database import IDLE_TIMEOUT_S, connected, explained
 from app.stores.ledger_queries import SIGN
 from app.stores.migrate import Connection
 
@@ -107,9 +105,5 @@ async def open_pruner(url: str) -> AsyncIterator[Pruner]:
         # Its lock keeps writers off, also where it is frozen.
         "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT_S:.0f}s",
     }
-    with explained():
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=session)
-    try:
+    async with connected(url, **session) as connection:
         yield Pruner(connection)
-    finally:
-        await connection.close(timeout=CLOSE_TIMEOUT_S)
