@@ -40,8 +40,10 @@ class Load:
         self._stamps = Stamps()
         self._count: int = self._rate * job["seconds"]
         self._in_flight: set[asyncio.Task[None]] = set()
-        self.partitions = array("h", bytes(2 * self._count))
-        self.offsets = array("q", bytes(8 * self._count))
+        self._is_noting = "output" in job
+        noted = self._count if self._is_noting else 0
+        self.partitions = array("h", bytes(2 * noted))
+        self.offsets = array("q", bytes(8 * noted))
         self.start_ns = time.monotonic_ns() + LEAD_NS
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
         self.largest_delay_ns = 0
@@ -79,12 +81,13 @@ class Load:
         for number, outcome in enumerate(await self._publisher.publish(records), first):
             if outcome.state is not SendState.OK:
                 raise RuntimeError(f"a trade was not stored: {outcome.error}")
-            self.partitions[number] = outcome.partition
-            self.offsets[number] = outcome.offset
+            if self._is_noting:
+                self.partitions[number] = outcome.partition
+                self.offsets[number] = outcome.offset
 
 
 async def offer(job: dict[str, Any]) -> dict[str, Any]:
-    """Do the job; where each trade was stored goes to a file at the end."""
+    """Do the job; where each trade was stored goes to a file at the end, if there is to be one."""
     async with KafkaPublisher(settings_of(job["bootstrap"], job["topic"])) as publisher:
         await publisher.partition_count(job["topic"])
         load = Load(job, publisher)
@@ -92,9 +95,10 @@ async def offer(job: dict[str, Any]) -> dict[str, Any]:
         cpu_s = time.process_time()
         await load.offer()
         cpu_s = time.process_time() - cpu_s
-    Path(job["output"]).write_bytes(load.partitions.tobytes() + load.offsets.tobytes())  # noqa: ASYNC240
+    if "output" in job:
+        Path(job["output"]).write_bytes(load.partitions.tobytes() + load.offsets.tobytes())  # noqa: ASYNC240
     return {
-        "records": len(load.partitions),
+        "records": job["rate"] * job["seconds"],
         "start_ns": load.start_ns,
         "cpu_s": cpu_s,
         "largest_delay_ms": load.largest_delay_ns / 1e6,
