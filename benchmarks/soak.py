@@ -15,8 +15,10 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
-from statistics import linear_regression
+from statistics import correlation, linear_regression, stdev
 from typing import Annotated, Any, Final
 
 import typer
@@ -28,7 +30,7 @@ from app.stores.changelog import Changelog
 from app.utils import configure_logging
 from benchmarks import machine
 from benchmarks.backlog import check_committed, check_dead_letters, make_topics, settings_of
-from benchmarks.children import ROOT, Child, end_all, python_module
+from benchmarks.children import ROOT, Child, ContestantError, end_all, python_module
 from benchmarks.rounds import GateError, say
 
 _PARTITIONS: Final = 4  # as in the live suite, whose highest flat rate this is a share of
@@ -84,19 +86,27 @@ def soak(kafka: EmbeddedKafka, rate: int, seconds: int) -> dict[str, Any]:
     check_dead_letters(settings, Counter())
     if (booked := asyncio.run(_booked(settings))) != count:
         raise GateError(f"{booked:,} trades are booked, of {count:,}")
-    late = samples[len(samples) // 2 :]
-    hours, sizes = [at_s / 3600 for at_s, _ in late], [mb for _, mb in late]
+    slope, error = growth(samples[len(samples) // 2 :])
     return {
         "rate": rate,
         "seconds": seconds,
         "trades": count,
         "rss_mb": max(mb for _, mb in samples),
-        "rss_mb_per_h": linear_regression(hours, sizes).slope,
+        "rss_mb_per_h": slope,
+        "rss_mb_per_h_error": error,
         "cpu_s_per_million": cpu_s / count * 1e6,
         "load_cpu_s_per_million": loaded["cpu_s"] / count * 1e6,
         "load_largest_delay_ms": loaded["largest_delay_ms"],
         "samples": samples,
     }
+
+
+def growth(samples: Sequence[Sample]) -> tuple[float, float]:
+    """Give the slope of the least-squares line through samples, and its standard error, in MB/h."""
+    hours, sizes = [at_s / 3600 for at_s, _ in samples], [mb for _, mb in samples]
+    unexplained = 1 - correlation(hours, sizes) ** 2
+    error = stdev(sizes) / stdev(hours) * sqrt(unexplained / (len(samples) - 2))
+    return linear_regression(hours, sizes).slope, error
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -172,6 +182,9 @@ def main(
             ) as kafka,
         ):
             result = {"machine": machine.describe(), **soak(kafka, rate, seconds)}
+    except (ContestantError, GateError) as exc:
+        print(f"failed: {exc}", file=sys.stderr)
+        raise typer.Exit(1) from None
     finally:
         end_all()
     if as_json:
@@ -179,7 +192,8 @@ def main(
         return
     print(
         f"{result['trades']:,} trades in {seconds:,} s: at most {result['rss_mb']:.0f} MB;"
-        f" over the second half {result['rss_mb_per_h']:+.2f} MB an hour;"
+        f" over the second half {result['rss_mb_per_h']:+.2f} MB an hour"
+        f" (standard error {result['rss_mb_per_h_error']:.2f});"
         f" {result['cpu_s_per_million']:.2f} CPU s per million"
     )
 
