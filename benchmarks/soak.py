@@ -84,7 +84,10 @@ def soak(kafka: EmbeddedKafka, rate: int, seconds: int) -> dict[str, Any]:
             consumer.wait(timeout=settings.shutdown_graceful_timeout_s + 10)
     count = rate * seconds
     check_dead_letters(settings, Counter())
-    if (booked := asyncio.run(_booked(settings))) != count:
+    began_s = time.monotonic()
+    booked, position_records = asyncio.run(_booked(settings))
+    restore_s = time.monotonic() - began_s
+    if booked != count:
         raise GateError(f"{booked:,} trades are booked, of {count:,}")
     slope, error = growth(samples[len(samples) // 2 :])
     return {
@@ -95,6 +98,8 @@ def soak(kafka: EmbeddedKafka, rate: int, seconds: int) -> dict[str, Any]:
         "rss_mb_per_h": slope,
         "rss_mb_per_h_error": error,
         "cpu_s_per_million": cpu_s / count * 1e6,
+        "position_records": position_records,
+        "restore_s": restore_s,
         "load_cpu_s_per_million": loaded["cpu_s"] / count * 1e6,
         "load_largest_delay_ms": loaded["largest_delay_ms"],
         "samples": samples,
@@ -160,10 +165,12 @@ def _await_committed(settings: Settings) -> None:
             return
 
 
-async def _booked(settings: Settings) -> int:
+async def _booked(settings: Settings) -> tuple[int, int]:
+    """Restore all positions; give the trades in them, and the records that were read for it."""
     changelog = Changelog.of(KafkaLogReader(settings), settings)
     restored = [await changelog.restore(partition) for partition in range(_PARTITIONS)]
-    return sum(position.trade_count for r in restored for position in r.positions.values())
+    trades = sum(position.trade_count for r in restored for position in r.positions.values())
+    return trades, changelog.records_read
 
 
 def main(
@@ -194,7 +201,8 @@ def main(
         f"{result['trades']:,} trades in {seconds:,} s: at most {result['rss_mb']:.0f} MB;"
         f" over the second half {result['rss_mb_per_h']:+.2f} MB an hour"
         f" (standard error {result['rss_mb_per_h_error']:.2f});"
-        f" {result['cpu_s_per_million']:.2f} CPU s per million"
+        f" {result['cpu_s_per_million']:.2f} CPU s per million;"
+        f" {result['position_records']:,} position records read in {result['restore_s']:.1f} s"
     )
 
 
