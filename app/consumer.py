@@ -669,7 +669,7 @@ async def consume(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> ConsumerStats:
     """Run one consumer against real Kafka until it is told to stop; see `TradeConsumer.run`."""
-    health = Health(stall_after_s=settings.watchdog_timeout_s)
+    health = Health(dead_after_s=settings.watchdog_timeout_s)
     metrics = ConsumerMetrics(topic=settings.kafka_topic)
     reference_file = await open_reference_file(settings, monotonic=time.monotonic)
     async with (

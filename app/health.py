@@ -54,12 +54,13 @@ class Health:
     """What a process knows of its own health; written by its loop, read from any thread.
 
     Args:
-        stall_after_s: Silence, in seconds, after which the process is taken for dead: longer than
+        dead_after_s: Silence, in seconds, after which the process is taken for dead: longer than
             anything that its loop may rightly wait for in one turn.
         monotonic: Clock of every duration, in seconds.
         now_s: Wall clock, Unix seconds.
 
     Attributes:
+        dead_after_s: As given.
         holds_lag: Whether partitions of ours have records that are not processed yet.
         last_progress_s: Unix time of the last progress; before the first, of the start.
     """
@@ -67,11 +68,11 @@ class Health:
     def __init__(
         self,
         *,
-        stall_after_s: float = DEAD_AFTER_S,
+        dead_after_s: float = DEAD_AFTER_S,
         monotonic: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self._stall_after_s = stall_after_s
+        self.dead_after_s = dead_after_s
         self._monotonic = monotonic
         self._now_s = now_s
         self._beat_s = self._turn_s = monotonic()
@@ -116,9 +117,9 @@ class Health:
         """Tell what says that only a restart can help."""
         now_s = self._monotonic()
         reasons = {}
-        if (silent_s := now_s - self._beat_s) > self._stall_after_s:
+        if (silent_s := now_s - self._beat_s) > self.dead_after_s:
             reasons["event_loop"] = f"the event loop has not turned for {silent_s:.0f} s"
-        if (silent_s := now_s - self._turn_s) > self._stall_after_s and self.holds_lag:
+        if (silent_s := now_s - self._turn_s) > self.dead_after_s and self.holds_lag:
             reasons["progress"] = f"no turn and no commit for {silent_s:.0f} s, with records left"
         return reasons
 
@@ -142,13 +143,16 @@ class StallDetector:
 
     It logs one `loop_stalled` for each stall, with the stack of the loop's thread and what the
     tasks wait for: files, lines and functions, no values. It looks at other threads and changes
-    nothing in them.
+    nothing in them. A loop that does not turn for as long as makes its process dead is given up:
+    nothing that runs in it could end it.
 
     Args:
         health: Whose beat is watched.
         loop: The event loop; its thread is the one that makes this.
         on_stall: Called once when a stall is seen.
         on_recovery: Called with its length, in seconds, when it is over.
+        on_hang: Called, in the thread, when the loop is given up. That goes by looks, one a second,
+            since a process that was frozen itself finds that much time has gone at once.
         monotonic: The clock of `health`.
     """
 
@@ -159,6 +163,7 @@ class StallDetector:
         loop: asyncio.AbstractEventLoop,
         on_stall: Callable[[], None],
         on_recovery: Callable[[float], None],
+        on_hang: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._health = health
@@ -166,8 +171,11 @@ class StallDetector:
         self._loop_thread = threading.get_ident()
         self._on_stall = on_stall
         self._on_recovery = on_recovery
+        self._on_hang = on_hang
         self._monotonic = monotonic
         self._stalled_since_s: float | None = None
+        self._beat_s = health.beat_s
+        self._looks_in_vain = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stall-detector", daemon=True)
 
@@ -201,6 +209,10 @@ class StallDetector:
                 stack=_stack(sys._current_frames().get(self._loop_thread)),  # noqa: SLF001 - no other way to another thread
                 tasks=_waiting(self._loop),
             )
+        self._looks_in_vain = self._looks_in_vain + 1 if beat_s == self._beat_s else 0
+        self._beat_s = beat_s
+        if self._looks_in_vain * _CHECK_S > self._health.dead_after_s:
+            self._on_hang()
 
     def _run(self) -> None:
         while not self._stop.wait(_CHECK_S):

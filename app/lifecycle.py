@@ -123,10 +123,16 @@ async def run_with_stop(main: Callable[[asyncio.Event], Awaitable[T]], *, grace_
 def end_within(seconds: float) -> threading.Timer:
     """End the process with an error if it still lives after so long, whatever it hangs in."""
     # A thread, not the loop: it has to work when the loop is what hangs.
-    timer = threading.Timer(seconds, _give_up)
+    timer = threading.Timer(seconds, end_at_once, ["stop_took_too_long"])
     timer.daemon = True
     timer.start()
     return timer
+
+
+def end_at_once(why: str) -> None:
+    """End the process with an error, from whatever thread; `why` is the name of the log event."""
+    log.error(why)
+    os._exit(EXIT_FAILED)
 
 
 async def or_stopped(connecting: Coroutine[Any, Any, T], stop: asyncio.Event) -> T:
@@ -147,8 +153,3 @@ async def or_stopped(connecting: Coroutine[Any, Any, T], stop: asyncio.Event) ->
     if task.cancelled():
         raise KeyboardInterrupt
     return task.result()
-
-
-def _give_up() -> None:
-    log.error("stop_took_too_long")
-    os._exit(EXIT_FAILED)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from http import HTTPStatus
 from io import StringIO
 from socketserver import TCPServer, ThreadingMixIn
@@ -25,6 +26,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from app.config import Settings
 from app.errors import TradeStreamError
 from app.health import BEAT_S, Health, StallDetector
+from app.lifecycle import end_at_once
 from app.metrics import ProcessMetrics
 
 log = structlog.get_logger(__name__)
@@ -44,6 +46,7 @@ async def monitored(
     """Watch the event loop for the block, and answer for the process where `HEALTH_PORT` is set.
 
     It belongs around everything that a process does, so that it answers while it still connects.
+    A process whose event loop hangs for good is ended with an error.
 
     Args:
         settings: Where to listen.
@@ -63,6 +66,7 @@ async def monitored(
         loop=asyncio.get_running_loop(),
         on_stall=metrics.loop_stalled,
         on_recovery=metrics.loop_recovered,
+        on_hang=partial(end_at_once, "event_loop_hangs"),
     )
     with server, detector:
         beating = asyncio.create_task(_beat(health), name="beat")

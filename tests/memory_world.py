@@ -142,7 +142,7 @@ class World:
         publisher = MemoryPublisher(self.broker)
         reader = MemoryLogReader(self.broker)
         ledger = None if self.database is None else MemoryLedger(self.database)
-        health = Health(stall_after_s=60.0, monotonic=asyncio.get_running_loop().time)
+        health = Health(dead_after_s=60.0, monotonic=asyncio.get_running_loop().time)
         consumer = TradeConsumer(
             source=source,
             publisher=publisher,

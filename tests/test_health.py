@@ -167,6 +167,11 @@ class Stalls:
     def __init__(self) -> None:
         self.seen = 0
         self.lengths_s: list[float] = []
+        self.hangs = 0
+
+    def on_hang(self) -> None:
+        """Count it."""
+        self.hangs += 1
 
     def on_stall(self) -> None:
         """Count it."""
@@ -182,6 +187,7 @@ def detector_of(
         loop=loop,
         on_stall=stalls.on_stall,
         on_recovery=stalls.lengths_s.append,
+        on_hang=stalls.on_hang,
         monotonic=clock,
     )
 
@@ -209,6 +215,50 @@ async def test_each_stall_is_told_once_with_its_length(health: Health, clock: Cl
     assert [entry["event"] for entry in logs] == ["loop_stalled", "loop_recovered", "loop_stalled"]
     assert logs[0]["silent_s"] == STALL_S
     assert logs[1]["stalled_s"] == STALL_S + 3
+
+
+async def test_a_loop_hangs_once_it_was_looked_at_in_vain_for_long(
+    health: Health, clock: Clock
+) -> None:
+    """Looks count, and not the clock: to a frozen process much time is gone at once."""
+    stalls = Stalls()
+    detector = detector_of(health, asyncio.get_running_loop(), stalls, clock)
+    hung = []
+    with capture_logs():
+        clock.now_s += 10 * DEAD_AFTER_S
+        detector.check()
+        health.beat()
+        for _ in range(round(DEAD_AFTER_S) + 2):  # the first of them sees the beat
+            clock.now_s += 1
+            detector.check()
+            hung.append(stalls.hangs)
+    assert hung[-2:] == [0, 1]
+
+
+_HANGS = """
+import asyncio, time
+from app.config import Settings
+from app.health import Health
+from app.metrics import ProcessMetrics
+from app.monitor import monitored
+from app.utils import configure_logging
+
+async def main():
+    async with monitored(Settings.from_env({}), Health(dead_after_s=2), ProcessMetrics()):
+        time.sleep(60)
+
+configure_logging()
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_whose_event_loop_hangs() -> None:
+    """Nothing within the loop could end it; whoever supervises it starts another."""
+    done = subprocess.run(
+        [sys.executable, "-c", _HANGS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "event_loop_hangs" in done.stderr
 
 
 def block_the_loop(look: Callable[[], None]) -> None:
@@ -304,6 +354,7 @@ async def test_a_detector_that_fails_looks_on(
         loop=asyncio.get_running_loop(),
         on_stall=fail,
         on_recovery=stalls.lengths_s.append,
+        on_hang=stalls.on_hang,
         monotonic=clock,
     )
     with capture_logs() as logs, detector:
