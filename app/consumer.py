@@ -513,8 +513,9 @@ class TradeConsumer:
                 self.stats.uncounted_records -= waiting
                 self._steps += 1
                 self._source.seek(number, partition.next_offset)
-                if self._is_paused:
-                    self._source.pause([number])
+                # One that is restored again may have been paused when it was given up.
+                change = self._source.pause if self._is_paused else self._source.resume
+                change([number])
                 log.info(
                     "partition_opened",
                     partition=number,

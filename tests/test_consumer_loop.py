@@ -610,6 +610,27 @@ async def test_a_partition_opened_while_others_wait_is_held_too() -> None:
 
 
 @virtual_time
+async def test_a_partition_that_was_held_when_it_was_lost_goes_on() -> None:
+    """It is restored while the others are let go on, and is not forgotten in its pause."""
+    world = World(commit_every=5)
+    put(world, trade(HERE))
+    worker = await started(world)
+    await until(lambda: world.committed == world.ends)
+    worker.source.max_records = 5
+    worker.publisher.hold()
+    put(world, *[trade(HERE)] * 20)
+    await until(lambda: worker.consumer._is_paused)
+    record = world.broker.records(POSITIONS, 0)[-1]
+    newer = body_of(record)
+    newer["source"]["offset"] += 19
+    world.broker.append(POSITIONS, json.dumps(newer).encode(), key=record.key, partition=0)
+    worker.publisher.release()
+    await until(lambda: world.committed == world.ends)
+    assert +(await worker.finish()).fates == {Fate.BOOKED: 21}
+    assert world.newest_positions()[HERE]["trade_count"] == 2  # the others are in what was found
+
+
+@virtual_time
 async def test_an_idle_owner_writes_heartbeats() -> None:
     """Each partition shows that its owner is alive, as often as the setting says."""
     world = World(positions_heartbeat_s=2.0)
