@@ -476,7 +476,7 @@ class DeliveryModel(RuleBasedStateMachine):
                 assert copy.key == produced.symbol.encode()
                 assert copy.value == produced.record.value
                 assert list(copy.headers)[:-1] == list(produced.record.headers)
-                if produced.kind is Kind.LATE_POISON:
+                if produced.kind is Kind.LATE_POISON and not self._is_known(place, offset, moved):
                     refused.add((partition, offset))
         assert set(dead) == refused
         for place, letters in dead.items():
@@ -485,6 +485,21 @@ class DeliveryModel(RuleBasedStateMachine):
                 assert (letter.key, letter.value) == (original.key, original.value)
                 kept = len(original.headers)
                 assert list(letter.headers)[:kept] == list(original.headers)
+
+    def _is_known(
+        self, origin: Place, offset: int, moved: Mapping[Place, list[tuple[Place, MemoryRecord]]]
+    ) -> bool:
+        """Tell whether the position had a later record of that origin before a copy at `offset`."""
+        symbol = self.produced[origin].symbol
+        return any(
+            produced.kind is Kind.VALID
+            and produced.symbol == symbol
+            and place[0] == origin[0]
+            and place > origin
+            and moved[place][0][0][1] < offset
+            for place, produced in self.produced.items()
+            if place in moved
+        )
 
     def _check_positions(self) -> None:
         """The changelog holds what decimal arithmetic makes of the log, to the last digit."""
