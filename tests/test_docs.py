@@ -142,8 +142,15 @@ def test_readme_commands_are_all_known() -> None:
     assert {command[0] for command in readme_commands()} == set(known)
 
 
-def test_the_report_of_faults_is_that_of_its_runs() -> None:
-    """Every cell of the table comes from the outcomes beside it, all of which passed."""
-    outcomes = read_outcomes(ROOT / "docs/faults.json")
+@pytest.mark.parametrize("runs", ["faults.json", "planted.json"])
+def test_the_report_of_faults_is_that_of_its_runs(runs: str) -> None:
+    """Every cell of a table comes from the outcomes beside it, all of which passed."""
+    outcomes = read_outcomes(ROOT / "docs" / runs)
     assert {outcome.status for outcome in outcomes} == {"ok"}
     assert table(outcomes, SCENARIOS) in (ROOT / "docs/faults.md").read_text()
+
+
+def test_each_bug_that_is_planted_was_found() -> None:
+    """None is left out of the report."""
+    found = {outcome.name for outcome in read_outcomes(ROOT / "docs/planted.json")}
+    assert found == {name for name, some in SCENARIOS.items() if some.family == "planted"}
