@@ -15,6 +15,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -846,8 +847,10 @@ class FifoLedgerModel(LedgerModel):
         assert not numbers or numbers == [*range(numbers[0], numbers[-1] + 1)]
 
 
+IS_LONG: Final = settings().max_examples >= 10_000  # HYPOTHESIS_PROFILE=long
+pytestmark = [pytest.mark.timeout(0)] if IS_LONG else []  # it takes from 7 to 25 minutes
 EXAMPLES: Final = settings(
-    max_examples=max(150, settings().max_examples),  # HYPOTHESIS_PROFILE=long: 10,000
+    max_examples=max(150, settings().max_examples),
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -106,7 +106,8 @@ def no_leader(run: Run) -> None:
     run.wait(lambda: first_ack_s() < math.inf, "an acknowledgement of the partition")
     run.stop_loads()
     run.measure("recovery_s", first_ack_s(), most=15.0)
-    # A batch that runs out takes its client along (A4): one for each time that it takes, no more.
+    # A batch that runs out takes its client along (A4): one for each request timeout, beside the
+    # first one and one whose batch runs out as the node returns.
     run_out = (healed_ns - killed_ns) / 1e9 / timeout_s
     run.measure("producers", run.loads[0].result()["producers"], most=2.0 + run_out)
 
