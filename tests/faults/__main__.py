@@ -187,7 +187,7 @@ def main(
     ] = None,
     *,
     list_them: Annotated[bool, typer.Option("--list", help="Say what there is.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Less of each; 10 minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of each; 13 minutes.")] = False,
     soak: Annotated[bool, typer.Option("--soak", help="The hour under load, alone.")] = False,
     seed: Annotated[int, typer.Option(help="Of every choice that is left to chance.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="So many, from --seed on.")] = 1,
